@@ -1,0 +1,261 @@
+"""Persona statements and HH-RLHF pairs, from a folder, the hub, or the embedded sample."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import socket
+import urllib.parse
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import datasets
+
+PERSONA_KEYS = (
+    "question",
+    "statement",
+    "answer_matching_behavior",
+    "answer_not_matching_behavior",
+)
+HUB = {"persona": "Anthropic/model-written-evals", "hh-rlhf": "Anthropic/hh-rlhf"}
+SPLIT_SEED = 1234
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """The statements of one Persona behavior.
+
+    name      the behavior
+    rows      the data set, columns as published
+    labels    (n,) int8: +1 where Yes is the preferred answer, −1 where No is
+    source    where the rows came from, in words
+    sha256    of the rows' content (question and preferred answer, in order)
+    """
+
+    name: str
+    rows: "datasets.Dataset"
+    labels: np.ndarray
+    source: str
+    sha256: str
+
+    def prompts(self, newline: bool = True) -> list[str]:
+        """The n prompts x: the question, by default with a closing newline."""
+        return [question + "\n" * newline for question in self.rows["question"]]
+
+
+def load_behavior(name: str, data: str = "sample") -> Behavior:
+    """One Persona behavior from ``data``: "sample", "anthropic", or a folder laid out as upstream.
+
+    Raises InputError for an unknown behavior (the nearest names suggested), an
+    unreadable file, a malformed line, a missing key, an answer that is neither
+    Yes nor No, and a behavior with no statements on one side.
+    """
+    where = _locate("persona", data)
+    if where is None:
+        rows, source = _from_hub("persona", f"persona/{_checked(name, 'behavior')}.jsonl")
+    else:
+        known = {p.name.removesuffix(".jsonl") for p in (where / "persona").glob("*.jsonl")}
+        if _checked(name, "behavior") not in known:
+            raise unknown("behavior", name, known)
+        source = _describe(data)
+        rows = read_jsonl(where / "persona" / f"{name}.jsonl", PERSONA_KEYS)
+    return _behavior(name, rows, source)
+
+
+def load_pairs(data: str = "sample", subset: str = "harmless-base", split: str = "test"):
+    """HH-RLHF preference pairs: a ``datasets.Dataset`` with prompt, chosen and rejected.
+
+    The prompt is the text up to and with the last ``Assistant:`` that both
+    dialogues share; chosen and rejected are what follows it.
+
+    Raises InputError as ``load_behavior``, and for a pair that shares no prompt.
+    """
+    import datasets
+
+    file = f"{_checked(subset, 'subset')}/{_checked(split, 'split')}.jsonl"
+    where = _locate("hh-rlhf", data)
+    if where is None:
+        rows, file = _from_hub("hh-rlhf", file + ".gz")
+    else:
+        path = where / "hh-rlhf" / file
+        packed = path.with_name(path.name + ".gz")
+        rows = read_jsonl(packed if packed.exists() else path, ("chosen", "rejected"))
+    return datasets.Dataset.from_list(
+        [
+            _pair(row["chosen"], row["rejected"], f"{file}, line {i}")
+            for i, row in enumerate(rows, 1)
+        ]
+    )
+
+
+def split(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The paper's split: row numbers of train (90 %) and test, shuffled with seed 1234."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(n)
+    cut = int(0.9 * n)
+    return order[:cut], order[cut:]
+
+
+def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict]:
+    """The objects of a JSONL file (gzip by its name), each with all ``keys`` as text.
+
+    Raises InputError naming the file, the line, the value and the remedy.
+    """
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; point DPO_DATA_DIR at a complete copy") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); fetch it again") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); "
+                "mend or remove the line"
+            ) from None
+        for key in keys:
+            if not isinstance(row, dict) or key not in row:
+                raise InputError(f"{path}, line {number}: key {key!r} is missing; add it")
+            if not isinstance(row[key], str) or not row[key].strip():
+                raise InputError(
+                    f"{path}, line {number}: {key} = {row[key]!r}; it must be non-empty text"
+                )
+        for key in ("answer_matching_behavior", "answer_not_matching_behavior"):
+            if key in keys and row[key].strip() not in ("Yes", "No"):
+                raise InputError(
+                    f"{path}, line {number}: {key} = {row[key]!r}; it must be Yes or No"
+                )
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: holds no rows; fetch it again")
+    return rows
+
+
+def source(data: str) -> str:
+    """Where ``data`` leads, in words, for the top of an executed notebook."""
+    if _locate("persona", data) is None:
+        return f"Hugging Face hub ({HUB['persona']})"
+    return _describe(data)
+
+
+def at_hand(data: str) -> bool:
+    """Whether ``data`` can be read here without asking the network."""
+    where = _locate("persona", data)
+    return where is not None and (where / "persona").is_dir()
+
+
+def _describe(data: str) -> str:
+    if data == "sample":
+        return "the embedded sample (this project's own statements)"
+    return "Anthropic's Persona set, from a folder" if data == "anthropic" else "a folder of yours"
+
+
+def _locate(kind: str, data: str) -> Path | None:
+    """The folder that ``data`` names; None for the hub."""
+    if data == "sample":
+        return Path(str(resources.files(__package__) / "sample"))
+    if data == "anthropic":
+        folder = os.environ.get("DPO_DATA_DIR")
+        if not folder:
+            return None
+        name = f"DPO_DATA_DIR = {folder}"
+    else:
+        folder, name = data, f"data = {data!r}"
+    where = Path(folder).expanduser()
+    if not (where / kind).is_dir():
+        raise InputError(
+            f"{name}: no folder {kind}/ there; lay it out as upstream, or use data = 'sample'"
+        )
+    return where
+
+
+def _checked(name: str, what: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{what} {name!r}: only letters, digits, '.', '_' and '-' are allowed")
+    return name
+
+
+def _behavior(name: str, rows: list[dict], source: str) -> Behavior:
+    import datasets
+
+    for number, row in enumerate(rows, 1):
+        if row["answer_matching_behavior"].strip() == row["answer_not_matching_behavior"].strip():
+            raise InputError(
+                f"{name}, row {number}: both answers are {row['answer_matching_behavior']!r}; "
+                "one must be Yes and the other No"
+            )
+    labels = np.array(
+        [1 if row["answer_matching_behavior"].strip() == "Yes" else -1 for row in rows], np.int8
+    )
+    for label, answer in ((1, "Yes"), (-1, "No")):
+        if not (labels == label).any():
+            raise InputError(f"{name}: no statement prefers {answer}; a behavior needs both sides")
+    content = json.dumps([[r["question"], r["answer_matching_behavior"].strip()] for r in rows])
+    columns = {key: [row[key] for row in rows] for key in PERSONA_KEYS}
+    return Behavior(
+        name=name,
+        rows=datasets.Dataset.from_dict(columns),
+        labels=labels,
+        source=source,
+        sha256=hashlib.sha256(content.encode()).hexdigest(),
+    )
+
+
+def _pair(chosen: str, rejected: str, where: str) -> dict[str, str]:
+    mark = "\n\nAssistant:"
+    cut = chosen.rfind(mark)
+    cut = cut + len(mark) if cut >= 0 else 0
+    if cut == 0 or chosen[:cut] != rejected[:cut]:
+        raise InputError(
+            f"{where}: chosen and rejected share no prompt that ends in 'Assistant:'; "
+            "mend or remove the line"
+        )
+    return {"prompt": chosen[:cut], "chosen": chosen[cut:], "rejected": rejected[cut:]}
+
+
+def online(host: str = "huggingface.co", seconds: float = 3.0) -> bool:
+    """Whether the hub answers (through the proxy, where one is set), told within seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    url = urllib.parse.urlsplit(proxy or f"https://{host}")
+    try:
+        socket.create_connection((url.hostname, url.port or 443), seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def _from_hub(kind: str, file: str) -> tuple[list[dict], str]:
+    if not online():
+        raise InputError(
+            f"{HUB[kind]}: the hub cannot be reached; set DPO_DATA_DIR to a copy of the data, "
+            "or use data = 'sample'"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        path = hf_hub_download(HUB[kind], file, repo_type="dataset", etag_timeout=10)
+    except EntryNotFoundError:
+        raise InputError(f"{HUB[kind]}: holds no {file}; check the name") from None
+    except (HfHubHTTPError, OSError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"{HUB[kind]}: {file} could not be fetched ({line})") from None
+    keys = PERSONA_KEYS if kind == "persona" else ("chosen", "rejected")
+    return read_jsonl(Path(path), keys), f"Hugging Face hub ({HUB[kind]})"

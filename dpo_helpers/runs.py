@@ -1,0 +1,347 @@
+"""Recorded runs: replay one when its key matches, else make it and record it.
+
+A run is a folder with ``run.json`` (key, provenance) and one ``.npz`` of arrays.
+Its key is the settings, the hashes of what went in, and the hash of the code
+that made it. No other module writes under ``results/``.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import io
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import data, models
+from .config import Config, is_default
+from .errors import InputError
+from .hidden import hidden_states
+
+ROOT = Path(os.environ.get("DPO_ROOT") or Path(__file__).resolve().parents[1])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as replayed or just made.
+
+    name     its name under the store
+    arrays   what it measured
+    info     ``run.json``: key, commit, device, date, wall_seconds
+    stale    why its key does not match what is here; empty if it does
+    missing  what its key could not be checked against, for lack of it
+    """
+
+    name: str
+    arrays: dict[str, np.ndarray]
+    info: dict
+    stale: str = ""
+    missing: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of the arrays' content."""
+        return self.info["sha256"]
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states of one behavior, kept in float16.
+
+    behavior   its name
+    g          (n, d) float64, float16 values
+    labels     (n,) ±1
+    train      (n,) bool, the paper's split
+    rows       (2, d) W_U[Yes], W_U[No]
+    """
+
+    behavior: str
+    g: np.ndarray
+    labels: np.ndarray
+    train: np.ndarray
+    rows: np.ndarray
+    sha256: str
+
+    @property
+    def boundary(self) -> np.ndarray:
+        """W_B = W_U[Yes] − W_U[No], (d,)."""
+        return self.rows[0] - self.rows[1]
+
+
+class Records:
+    """The store of one configuration's runs.
+
+    The book tier's own runs stand under ``results/``; other tiers, and what a
+    reader varies, under ``build/runs/``, so that play overwrites nothing.
+    """
+
+    def __init__(self, config: Config, results: Path | None = None) -> None:
+        self.config = config
+        own = is_default(config)
+        if results is not None:
+            self.root = results
+        elif config.tier == "book" and own:
+            self.root = ROOT / "results"
+        else:
+            fingerprint = "" if own else "-" + _digest(dataclasses.asdict(config))[:8]
+            self.root = ROOT / "build" / "runs" / (config.tier + fingerprint)
+        self.used: dict[str, Run] = {}
+        self._model: models.Model | None = None
+
+    def get(
+        self,
+        name: str,
+        settings: Mapping[str, object],
+        inputs: Mapping[str, str | None],
+        code: tuple[str, ...],
+        make: Callable[[], Mapping[str, np.ndarray]],
+    ) -> Run:
+        """Replay the run ``name`` if its key matches, else ``make`` and record it.
+
+        ``inputs`` maps what went in to its hash, None where it is not at hand:
+        then the record's own hash is taken on trust and named in ``missing``.
+        ``code`` names the modules that decide the numbers. A record that does
+        not match and cannot be made again is replayed, marked stale.
+
+        Raises InputError when there is no record and it cannot be made.
+        """
+        folder = self.root / name
+        key = {"settings": _plain(settings), "inputs": dict(inputs), "code": code_hash(code)}
+        missing = tuple(what for what, sha256 in inputs.items() if sha256 is None)
+        record = read(folder)
+        differs = _differs(record.info["key"], key) if record else ["no record"]
+        if record and not differs:
+            run = dataclasses.replace(record, name=name, missing=missing)
+        else:
+            try:
+                if missing:
+                    raise InputError(f"run {name}: {' and '.join(missing)} not at hand")
+                start = time.monotonic()
+                arrays = make()
+                seconds = time.monotonic() - start
+            except InputError as problem:
+                if not record or "settings" in differs:
+                    raise
+                stale = (
+                    f"{' and '.join(differs)} changed since, and it cannot be redone ({problem})"
+                )
+                run = dataclasses.replace(record, name=name, stale=stale, missing=missing)
+            else:
+                info = {"key": key, "device": _device(self.config.device)}
+                info |= {"wall_seconds": round(seconds, 1), **_provenance()}
+                write(folder, arrays, info)
+                run = dataclasses.replace(read(folder), name=name)
+        self.used[name] = run
+        return run
+
+    def states(self, behavior: str) -> States:
+        """The hidden states of a behavior under the configuration's model.
+
+        Raises InputError as ``data.load_behavior`` and ``models.load`` do.
+        """
+        config = self.config
+        name = f"hidden/{config.model.strip('/').replace('/', '--')}/{behavior}"
+        here = data.at_hand(config.data) or read(self.root / name) is None
+        statements = data.load_behavior(behavior, config.data) if here else None
+
+        def make() -> dict[str, np.ndarray]:
+            model = self.model()
+            return {
+                "g": hidden_states(model, statements.prompts(config.newline)).astype(np.float16),
+                "labels": statements.labels,
+                "rows": model.unembedding_rows().numpy(),
+            }
+
+        run = self.get(
+            name,
+            settings={"model": config.model, "behavior": behavior, "newline": config.newline},
+            inputs={
+                "data": statements.sha256 if statements else None,
+                "model": models.weights_sha256(config.model) or self._weights(),
+            },
+            code=("tree", "hidden"),
+            make=make,
+        )
+        g = run.arrays["g"].astype(np.float64)
+        train = np.zeros(len(g), bool)
+        train[data.split(len(g))[0]] = True
+        return States(
+            behavior=behavior,
+            g=g,
+            labels=run.arrays["labels"],
+            train=train,
+            rows=run.arrays["rows"].astype(np.float64),
+            sha256=run.sha256,
+        )
+
+    def model(self) -> models.Model:
+        """The configuration's model, loaded once."""
+        if self._model is None:
+            self._model = models.load(self.config.model, self.config.device)
+        return self._model
+
+    def _weights(self) -> str | None:
+        try:
+            return self.model().sha256
+        except InputError:
+            return None
+
+    def provenance(self) -> str:
+        """One line of Markdown: where the numbers shown so far come from."""
+        infos = [run.info for run in self.used.values()]
+
+        def every(key: str) -> str:
+            return ", ".join(sorted({str(info[key]) for info in infos}))
+
+        stale = [f"{run.name}: {run.stale}" for run in self.used.values() if run.stale]
+        trusted = sorted({what for run in self.used.values() for what in run.missing})
+        parts = [
+            f"{len(infos)} recorded runs",
+            f"commit {every('commit')}",
+            f"model {self.config.model}",
+            f"data: {data.source(self.config.data)}",
+            every("device"),
+            every("date"),
+            f"{sum(info['wall_seconds'] for info in infos):.0f} s",
+        ]
+        if trusted:
+            parts.append(f"{' and '.join(trusted)} not at hand: the recorded hash is trusted")
+        if stale:
+            parts.append("**stale**: " + "; ".join(stale))
+        return "*Provenance:* " + " · ".join(parts)
+
+
+def code_hash(modules: tuple[str, ...]) -> str:
+    """Hash of what some modules of this package do: their code without comments and docstrings."""
+    text = []
+    for module in modules:
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text("utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                if isinstance(body[0].value, ast.Constant):
+                    body[0].value.value = ""
+        text.append(ast.unparse(tree))
+    return _digest(text)
+
+
+def read(folder: Path) -> Run | None:
+    """The run recorded in ``folder``, or None.
+
+    Raises InputError if the record is damaged.
+    """
+    try:
+        info = json.loads((folder / "run.json").read_text("utf-8"))
+        blob = (folder / info["arrays"]).read_bytes()
+        if hashlib.sha256(blob).hexdigest() != info["file_sha256"]:
+            raise ValueError("its arrays are not those recorded")
+        with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
+            return Run(folder.name, dict(arrays), info)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder}: damaged record ({error}); delete the folder, the next run makes it again"
+        ) from None
+
+
+def write(folder: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, object]) -> None:
+    """Record a run: its arrays first, then ``run.json`` in one move, so that a kill loses nothing.
+
+    Raises InputError if the disk is full or the folder cannot be written.
+    """
+    blob = io.BytesIO()
+    np.savez_compressed(blob, **arrays)
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    file_sha256 = hashlib.sha256(blob.getvalue()).hexdigest()
+    file = f"arrays-{file_sha256[:8]}.npz"
+    shapes = {name: [str(a.dtype), list(a.shape)] for name, a in sorted(arrays.items())}
+    info = {**info, "arrays": file, "shapes": shapes}
+    info |= {"sha256": digest.hexdigest(), "file_sha256": file_sha256}
+    text = json.dumps(info, indent=1, sort_keys=True) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / file, blob.getvalue())
+        replace(folder / "run.json", text.encode())
+        for other in folder.glob("arrays-*.npz"):
+            if other.name != file:
+                other.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); free some space, the run "
+            "was not recorded"
+        ) from None
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file beside ``path``, then move it there: the old one stays until the new is whole."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _differs(recorded: Mapping, key: Mapping) -> list[str]:
+    """The parts of the key in which a record differs; an unknown input differs from nothing."""
+    parts = [part for part in ("settings", "code") if recorded[part] != key[part]]
+    if set(recorded["inputs"]) != set(key["inputs"]):
+        return [*parts, "inputs"]
+    return parts + [
+        what
+        for what, sha256 in key["inputs"].items()
+        if sha256 is not None and recorded["inputs"][what] != sha256
+    ]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: object) -> dict:
+    return json.loads(json.dumps(value))
+
+
+def _device(device: str) -> str:
+    import torch
+
+    kind = models.resolve_device(device)
+    if kind.startswith("cuda"):
+        return torch.cuda.get_device_name(kind)
+    return f"{kind.upper()}, {torch.get_num_threads()} threads"
+
+
+def _provenance() -> dict[str, str]:
+    """Commit (``+`` where the code had changed since), and date."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "dpo_helpers", "notebooks/*.py")
+    commit = git("rev-parse", "--short=10", "HEAD") or "unknown"
+    return {
+        "commit": commit + "+" * bool(changed),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }
