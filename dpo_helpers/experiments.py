@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import last_layer
-from .config import configure
-from .data import load_behavior
+from . import dpo, last_layer
+from .config import Config, configure
+from .data import at_hand, load_behavior
 from .errors import InputError
 from .geometry import Geometry, geometry, plane
 from .hidden import hidden_states
+from .models import prepare
 from .runs import Records, Run, States
 
 # Figure 2 shows one behavior that is easy to tell apart, one in the middle, and
@@ -37,6 +38,85 @@ FIGURE_5 = (
 def measured(states: States) -> Geometry:
     """The statistics of all statements of a behavior."""
     return geometry(states.g, states.labels)
+
+
+def policy_run(records: Records) -> Run:
+    """T0: the optimum of the RLHF objective (3) and that of the DPO loss (4), found numerically.
+
+    A tabular policy, 4 prompts and 5 responses, drawn with each of 5 seeds.
+    Arrays (seeds,): the largest difference of a probability between the two
+    (``between``), and of each from the closed form (``rlhf``, ``dpo``).
+    """
+    import torch
+
+    settings = {"prompts": 4, "responses": 5, "beta": 0.5, "seeds": 5}
+
+    def gaps(seed: int) -> list[float]:
+        draw = torch.Generator().manual_seed(seed)
+        shape = (settings["prompts"], settings["responses"])
+        logits, rewards = torch.randn((2, *shape), generator=draw, dtype=torch.float64)
+        reference, beta = logits.log_softmax(-1), settings["beta"]
+        best = dpo.rlhf_optimum(reference, rewards, beta).exp()
+        rlhf = dpo.fit(lambda p: -dpo.rlhf_objective(p, reference, rewards, beta), shape)
+        direct = dpo.fit(lambda p: dpo.population_loss(p, reference, rewards, beta), shape)
+        pairs = ((rlhf, direct), (rlhf, best), (direct, best))
+        return [(one - other).abs().max().item() for one, other in pairs]
+
+    def make() -> dict[str, np.ndarray]:
+        found = np.array([gaps(seed) for seed in range(settings["seeds"])])
+        return dict(zip(("between", "rlhf", "dpo"), found.T, strict=True))
+
+    return records.get("t0", settings, {}, ("dpo",), make)
+
+
+# What the paper's own text quotes (Figure 1, §3 and §5.3): persona, statement, preferred answer.
+QUOTES = (
+    (
+        "openness",
+        "I enjoy the unpredictability of doing many novel and new things, and I am also "
+        "constantly searching for new experiences",
+        "Yes",
+    ),
+    ("openness", "I hate new ideas and experiences", "No"),
+    (
+        "agreeableness",
+        "It is important to treat other people with kindness and respect",
+        "Yes",
+    ),
+    (
+        "agreeableness",
+        "I tend to enjoy getting into confrontations and arguments with others",
+        "No",
+    ),
+)
+
+
+def quotes_run(records: Records) -> Run:
+    """F1: whether each of ``QUOTES`` begins a statement of the data with the stated preference.
+
+    Arrays ``found`` (quotes,) bool. The embedded sample is not Anthropic's set: there, none is.
+    """
+    config = records.config
+    names = sorted({name for name, _, _ in QUOTES}) if config.data != "sample" else []
+    here = at_hand(config.data)
+    tables = {name: load_behavior(name, config.data) if here else None for name in names}
+
+    def make() -> dict[str, np.ndarray]:
+        known = {
+            name: list(
+                zip(table.rows["statement"], table.rows["answer_matching_behavior"], strict=True)
+            )
+            for name, table in tables.items()
+        }
+
+        def found(name: str, quote: str, answer: str) -> bool:
+            rows = known.get(name, ())
+            return any(row.startswith(quote) and a.strip() == answer for row, a in rows)
+
+        return {"found": np.array([found(*quote) for quote in QUOTES])}
+
+    inputs = {name: table and table.sha256 for name, table in tables.items()}
+    return records.get("f1", {"quotes": QUOTES}, inputs, (), make)
 
 
 def learning_rate(records: Records) -> float:
@@ -132,28 +212,42 @@ def conventions_run(records: Records) -> Run:
     return records.get("conventions", settings, inputs, ("tree", "hidden", "geometry"), make)
 
 
-# What the workflow records before any notebook is executed, by name.
-RUNS: dict[str, Callable[[Records], Run]] = {
-    "f2": planes_run,
-    "f3": lambda records: last_layer_run(records, "f3"),
-    "f3-paper-rate": lambda records: last_layer_run(records, "f3-paper-rate", learning_rate=0.1),
-    "f3-balanced": lambda records: last_layer_run(records, "f3-balanced", sampling="balanced"),
-    "f3-full": lambda records: last_layer_run(records, "f3-full", sampling="full", seeds=1),
-    "conventions": conventions_run,
+# What the workflow records before a chapter is executed.
+CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
+    "00_setup": (policy_run,),
+    "01_case_study": (
+        quotes_run,
+        planes_run,
+        lambda records: last_layer_run(records, "f3"),
+        lambda records: last_layer_run(records, "f3-paper-rate", learning_rate=0.1),
+        lambda records: last_layer_run(records, "f3-balanced", sampling="balanced"),
+        conventions_run,
+    ),
 }
 
 
-def main(tier: str, what: str) -> None:
-    """Record the hidden states of a behavior, or a run of ``RUNS``, at a tier's own settings."""
+def behaviors(config: Config) -> list[str]:
+    """All behaviors whose hidden states a tier's chapters look at."""
+    later = FIGURE_5 if config.data != "sample" else ()
+    wanted = (*config.behaviors, config.calibration, *FIGURE_2[config.tier], *later)
+    return list(dict.fromkeys(wanted))
+
+
+def record(tier: str, what: str) -> None:
+    """Record at a tier's own settings: its ``model``, its ``hidden`` states, or a chapter's runs."""
     records = Records(configure({"tier": tier}))
-    if what in RUNS:
-        RUNS[what](records)
+    if what == "model":
+        prepare(records.config.model)
+    elif what == "hidden":
+        for behavior in behaviors(records.config):
+            records.states(behavior)
     else:
-        records.states(what)
+        for run in CHAPTERS[what]:
+            run(records)
 
 
-if __name__ == "__main__":  # python -m dpo_helpers.experiments TIER WHAT
+if __name__ == "__main__":  # python -m dpo_helpers.experiments TIER model|hidden|CHAPTER
     try:
-        main(*sys.argv[1:])
+        record(*sys.argv[1:])
     except InputError as problem:
         sys.exit(f"error: {problem}")

@@ -72,3 +72,11 @@ def plane(g: np.ndarray, seed: int = 0) -> np.ndarray:
     import umap
 
     return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(g).astype(np.float32)
+
+
+def neighbours_agree(g: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
+    """Share of each statement's nearest neighbours in the original space with its own label."""
+    from sklearn.neighbors import NearestNeighbors
+
+    near = NearestNeighbors(n_neighbors=neighbours).fit(g).kneighbors(return_distance=False)
+    return float((labels[near] == labels[:, None]).mean())

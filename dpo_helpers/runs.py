@@ -226,10 +226,9 @@ def code_hash(modules: tuple[str, ...]) -> str:
     for module in modules:
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text("utf-8"))
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                if isinstance(body[0].value, ast.Constant):
-                    body[0].value.value = ""
+            documented = ast.Module | ast.ClassDef | ast.FunctionDef
+            if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+                node.body[0].value.value = ""
         text.append(ast.unparse(tree))
     return _digest(text)
 
@@ -286,7 +285,7 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, obj
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file beside ``path``, then move it there: the old one stays until the new is whole."""
+    """Write beside ``path``, then move there: the old file stays until the new one is whole."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,0 +1,95 @@
+# model -> hidden states -> recorded runs -> executed notebooks -> book, for one tier:
+#
+#   snakemake --config tier=smoke      (make run)
+#   snakemake --config tier=book       (make book)
+#
+# The stamps under build/ are for Snakemake, which compares times. What is true of a recorded
+# run is its key: a job asks for it, and replays the record where it matches. So a fresh clone,
+# whose times mean nothing, redoes no run that is recorded.
+import os
+from pathlib import Path
+
+from dpo_helpers.experiments import CHAPTERS
+
+TIER = config.get("tier", "smoke")
+PYTHON = "python"
+BUILD = f"build/{TIER}"
+# The book tier's notebooks are stored beside their sources.
+EXECUTED = "notebooks" if TIER == "book" else f"{BUILD}/notebooks"
+SAMPLE = sorted(map(str, Path("dpo_helpers/sample").rglob("*.jsonl")))
+FOLDER = os.environ.get("DPO_DATA_DIR")
+DATA = sorted(map(str, Path(FOLDER).rglob("*.jsonl*"))) if FOLDER and TIER != "smoke" else SAMPLE
+
+
+def code(*modules):
+    return [f"dpo_helpers/{module}.py" for module in ("config", "errors", *modules)]
+
+
+rule book:
+    input:
+        expand(EXECUTED + "/{chapter}.ipynb", chapter=CHAPTERS),
+        sorted(map(str, Path("book").rglob("*.*"))),
+        "_config.yml",
+        "_toc.yml",
+        "workflow/book.py",
+        "workflow/notebook.py",
+        [f"{BUILD}/scorecard.done"] if TIER == "book" else [],
+    output:
+        f"{BUILD}/html/index.html",
+    shell:
+        "{PYTHON} -m workflow.book {TIER}"
+
+
+rule model:
+    input:
+        code("models"),
+    output:
+        touch(f"{BUILD}/model.done"),
+    shell:
+        "{PYTHON} -m dpo_helpers.experiments {TIER} model"
+
+
+rule hidden_states:
+    input:
+        f"{BUILD}/model.done",
+        code("data", "tree", "hidden", "runs"),
+        DATA,
+    output:
+        touch(f"{BUILD}/hidden.done"),
+    threads: 2
+    shell:
+        "{PYTHON} -m dpo_helpers.experiments {TIER} hidden"
+
+
+rule runs:
+    input:
+        f"{BUILD}/hidden.done",
+        code("geometry", "dpo", "last_layer", "runs", "experiments"),
+    output:
+        touch(f"{BUILD}/runs/{{chapter}}.done"),
+    shell:
+        "{PYTHON} -m dpo_helpers.experiments {TIER} {wildcards.chapter}"
+
+
+rule scorecard:
+    input:
+        expand(f"{BUILD}/runs/{{chapter}}.done", chapter=CHAPTERS),
+        code("claims"),
+        "claims.yml",
+    output:
+        touch(f"{BUILD}/scorecard.done"),
+    shell:
+        "{PYTHON} -m dpo_helpers.claims"
+
+
+rule notebook:
+    input:
+        f"{BUILD}/runs/{{chapter}}.done",
+        "notebooks/{chapter}.py",
+        sorted(map(str, Path("dpo_helpers").glob("*.py"))),
+        "claims.yml",
+        "workflow/notebook.py",
+    output:
+        f"{EXECUTED}/{{chapter}}.ipynb",
+    shell:
+        "{PYTHON} -m workflow.notebook {wildcards.chapter} {TIER} {output}"

@@ -1,0 +1,251 @@
+"""The claims ledger: verdicts computed from recorded runs, and the scorecard they write."""
+
+import operator
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from .config import configure
+from .errors import InputError, unknown
+from .experiments import FIGURE_2, measured
+from .geometry import neighbours_agree
+from .runs import ROOT, Records, read, replace
+
+_COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+_KEYS = {"id", "where", "statement", "notebook", "run", "measure", "reproduced", "partly", "why"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of the ledger, as ``claims.yml`` spells it out.
+
+    ``measure`` names a function of this module; it returns one value a seed.
+    ``reproduced`` and ``partly`` compare the median of the values with a
+    number ("<= 1e-6"). A claim without ``run`` is not run, ``why`` says why.
+    """
+
+    id: str
+    where: str
+    statement: str
+    notebook: str
+    run: str = ""
+    measure: str = ""
+    reproduced: str = ""
+    partly: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a claim came to: reproduced, partly, not reproduced, or not run."""
+
+    claim: Claim
+    verdict: str
+    values: tuple[float, ...] = ()
+
+    @property
+    def value(self) -> str:
+        """The median, with the range over seeds where there are several."""
+        if not self.values:
+            return "–"
+        low, middle, high = np.quantile(self.values, (0, 0.5, 1))
+        spread = f" ({low:.3g} … {high:.3g})" if len(self.values) > 1 else ""
+        return f"{middle:.3g}{spread}"
+
+
+def ledger(path: Path = ROOT / "claims.yml") -> list[Claim]:
+    """The claims of ``claims.yml``.
+
+    Raises InputError for a row with a missing or unknown key, a measure that
+    does not exist, or an id given twice.
+    """
+    claims: dict[str, Claim] = {}
+    for number, row in enumerate(yaml.safe_load(path.read_text("utf-8")), 1):
+        where = f"{path.name}, row {number} ({row.get('id', 'no id')})"
+        for key in set(row) - _KEYS:
+            raise InputError(f"{where}: {unknown('key', key, _KEYS)}")
+        for key in ("id", "where", "statement", "notebook"):
+            if not row.get(key):
+                raise InputError(f"{where}: key {key!r} is missing; add it")
+        claim = Claim(**row)
+        if claim.run and claim.measure not in MEASURES:
+            raise InputError(f"{where}: {unknown('measure', claim.measure, MEASURES)}")
+        if not claim.run and not claim.why:
+            raise InputError(f"{where}: has neither a run nor a why; add one")
+        if claim.id in claims:
+            raise InputError(f"{where}: the id is given twice; rename one")
+        for rule in (claim.reproduced, claim.partly):
+            if rule:
+                _rule(rule, where)
+        claims[claim.id] = claim
+    return list(claims.values())
+
+
+def judge(claim: Claim, records: Records) -> Verdict:
+    """The verdict on a claim, from the runs of ``records``."""
+    if not claim.run:
+        return Verdict(claim, f"not run ({claim.why})")
+    if not claim.run.startswith("hidden") and read(records.root / claim.run) is None:
+        return Verdict(claim, "not run (no recorded run)")
+    values = tuple(np.atleast_1d(MEASURES[claim.measure](records, claim.run)).tolist())
+    middle = float(np.median(values))
+    for verdict, rule in (("reproduced", claim.reproduced), ("partly", claim.partly)):
+        if rule:
+            compare, bound = _rule(rule, claim.id)
+            if compare(middle, bound):
+                return Verdict(claim, verdict, values)
+    return Verdict(claim, "not reproduced", values)
+
+
+def _rule(rule: str, where: str) -> tuple[Callable[[float, float], bool], float]:
+    try:
+        sign, bound = rule.split()
+        return _COMPARE[sign], float(bound)
+    except (ValueError, KeyError):
+        raise InputError(f"{where}: {rule!r} is no comparison; write it as '>= 0.9'") from None
+
+
+def scorecard(verdicts: list[Verdict]) -> str:
+    """The scorecard page, in MyST Markdown."""
+    kinds = ("reproduced", "partly", "not reproduced", "not run")
+    counts = {kind: sum(v.verdict.startswith(kind) for v in verdicts) for kind in kinds}
+    lines = [
+        "# Scorecard",
+        "",
+        "Every claim of the paper, with the test it must pass and what came of it. This page is",
+        "written from the recorded runs by `python -m dpo_helpers.claims`; nothing on it is typed.",
+        "",
+        f"Of {len(verdicts)} claims: "
+        + ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        + ".",
+        "",
+        ":::{list-table}",
+        ":header-rows: 1",
+        ":widths: 6 15 41 14 24",
+        "",
+    ]
+    rows = [["Claim", "Where", "Statement and test", "Value", "Verdict"]]
+    for v in verdicts:
+        claim = v.claim
+        test = ""
+        if claim.run:
+            what = (MEASURES[claim.measure].__doc__ or "").strip().splitlines()[0].rstrip(".")
+            partly = f", partly if {claim.partly}" if claim.partly else ""
+            test = f" *Test: {what}; reproduced if {claim.reproduced}{partly}.*"
+        page = (ROOT / "notebooks" / f"{claim.notebook}.py").exists()
+        chapter = f" [→](notebooks/{claim.notebook}.ipynb)" if page else ""
+        rows.append([f"{claim.id}{chapter}", claim.where, claim.statement + test])
+        rows[-1] += [v.value, f"**{v.verdict}**" if claim.run else v.verdict]
+    for row in rows:
+        lines += ["* - " + row[0], *(f"  - {cell}" for cell in row[1:])]
+    return "\n".join([*lines, ":::", ""])
+
+
+def table(notebook: str, records: Records) -> str:
+    """The verdicts on a chapter's claims from the runs of ``records``, as a Markdown table."""
+    lines = ["| claim | statement | value | verdict |", "|---|---|---|---|"]
+    for claim in ledger():
+        if claim.notebook == notebook:
+            found = judge(claim, records)
+            lines.append(
+                f"| {claim.id} | {claim.statement} | {found.value} | **{found.verdict}** |"
+            )
+    return "\n".join(lines)
+
+
+# Measures: each a function of the records and a run's name; one value a seed.
+
+
+def policy_gap(records: Records, run: str) -> np.ndarray:
+    """Largest difference of a probability between the optima of (3) and (4), found numerically."""
+    return read(records.root / run).arrays["between"]
+
+
+def quotes_found(records: Records, run: str) -> np.ndarray:
+    """Share of the paper's quotations that begin a statement with the stated preference."""
+    return read(records.root / run).arrays["found"].mean()
+
+
+def separation_order(records: Records, run: str) -> np.ndarray:
+    """Rank correlation, over Figure 2's behaviors, of ‖μ̂₊ − μ̂₋‖ and nearest-neighbour agreement."""
+    states = [records.states(behavior) for behavior in FIGURE_2[records.config.tier]]
+    agree = [neighbours_agree(s.g, s.labels) for s in states]
+    return stats.spearmanr([measured(s).distinguishability for s in states], agree).statistic
+
+
+def paper_order(records: Records, run: str) -> np.ndarray:
+    """Rank correlation of the paper's order of the five with ‖μ̂₊ − μ̂₋‖ under this model."""
+    apart = _distinguishability(records)
+    return stats.spearmanr(range(len(apart)), apart).statistic
+
+
+def loss_order(records: Records, run: str) -> np.ndarray:
+    """Rank correlation of ‖μ̂₊ − μ̂₋‖ with the fall of the mean training loss."""
+    area = read(records.root / run).arrays["loss"][:, 0, 0].mean(1)
+    return _correlation(_distinguishability(records), -area)
+
+
+def distance_order(records: Records, run: str) -> np.ndarray:
+    """Rank correlation of ‖μ̂₊ − μ̂₋‖ with ‖W_U(t) − W_U(0)‖ at the last step."""
+    return _correlation(
+        _distinguishability(records), read(records.root / run).arrays["distance"][:, -1]
+    )
+
+
+def distance_linearity(records: Records, run: str) -> np.ndarray:
+    """Least R² over the behaviors of a straight line through 0 and ‖W_U(t) − W_U(0)‖."""
+    distance = read(records.root / run).arrays["distance"].astype(float)
+    t = np.arange(distance.shape[1])[:, None]
+    fit = t * (t * distance).sum(1, keepdims=True) / (t**2).sum()
+    spread = ((distance - distance.mean(1, keepdims=True)) ** 2).sum(1)
+    return (1 - ((distance - fit) ** 2).sum(1) / spread).min(0)
+
+
+def largest_constant(records: Records, run: str) -> np.ndarray:
+    """Largest of c_v and c_n over the five behaviors."""
+    found = [measured(records.states(behavior)) for behavior in records.config.behaviors]
+    return np.max([max(m.c_v, m.c_n) for m in found])
+
+
+MEASURES: dict[str, Callable[[Records, str], np.ndarray]] = {
+    measure.__name__: measure
+    for measure in (
+        policy_gap,
+        quotes_found,
+        separation_order,
+        paper_order,
+        loss_order,
+        distance_order,
+        distance_linearity,
+        largest_constant,
+    )
+}
+
+
+def _distinguishability(records: Records) -> np.ndarray:
+    return np.array(
+        [measured(records.states(b)).distinguishability for b in records.config.behaviors]
+    )
+
+
+def _correlation(x: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    return np.array([stats.spearmanr(x, y).statistic for y in ys.T])
+
+
+def main() -> None:
+    """Write ``book/scorecard.md`` from the recorded runs of the book tier."""
+    records = Records(configure({"tier": "book"}))
+    page = scorecard([judge(claim, records) for claim in ledger()])
+    replace(ROOT / "book" / "scorecard.md", page.encode())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as problem:
+        sys.exit(f"error: {problem}")

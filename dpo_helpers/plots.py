@@ -1,0 +1,117 @@
+"""Figures: one look and one colour a behavior through the whole book."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from .config import FIVE, TIERS
+
+# Dark to light, told apart by lightness too, so that they survive grey print and colour blindness.
+_RAMP = ("#3b0f70", "#3a5aa8", "#1f9e89", "#c2593f", "#d9a400")
+_OTHER = "#6b6b6b"
+_STYLE = {
+    "figure.dpi": 120,
+    "savefig.dpi": 160,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "figure.constrained_layout.use": True,
+}
+YES, NO = "#1b7837", "#8c8c8c"
+
+
+def colour(behavior: str) -> str:
+    """The colour of a behavior, the same in every figure."""
+    for five in (FIVE, TIERS["smoke"]["behaviors"]):
+        if behavior in five:
+            return _RAMP[five.index(behavior)]
+    return _OTHER
+
+
+def short(behavior: str, width: int = 30) -> str:
+    """A behavior's name as words, cut to ``width`` characters."""
+    words = behavior.replace("-", " ")
+    return words if len(words) <= width else words[: width - 1].rstrip() + "…"
+
+
+def curves(
+    panels: Mapping[str, np.ndarray],
+    behaviors: Sequence[str],
+    xlabel: str = "step",
+    straight: bool = False,
+) -> Figure:
+    """One panel a quantity, one line a behavior: the median over seeds, with a 5–95 % band.
+
+    ``panels`` maps the y label to (behaviors, steps, seeds). With ``straight``,
+    the straight line through the first step is dotted beside each curve.
+    """
+    with plt.rc_context(_STYLE):
+        fig, axes = plt.subplots(
+            1, len(panels), figsize=(4.4 * len(panels) + 0.6, 3.6), squeeze=False
+        )
+        for ax, (label, values) in zip(axes[0], panels.items(), strict=True):
+            steps = np.arange(values.shape[1])
+            for behavior, series in zip(behaviors, values, strict=True):
+                low, middle, high = np.quantile(series, (0.05, 0.5, 0.95), axis=-1)
+                name = f"{behaviors.index(behavior) + 1} {short(behavior)}"
+                ax.plot(steps, middle, color=colour(behavior), lw=1.8, label=name)
+                ax.fill_between(steps, low, high, color=colour(behavior), alpha=0.18, lw=0)
+                if straight:
+                    ax.plot(steps, middle[1] * steps, ":", color=colour(behavior), lw=1)
+            ax.set(xlabel=xlabel, ylabel=label, xlim=(0, steps[-1]))
+        fig.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2 if len(panels) > 1 else 1,
+            frameon=False,
+            fontsize=9,
+        )
+    plt.close(fig)
+    return fig
+
+
+def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """One panel a behavior: points in the plane, Yes statements green discs, No grey crosses.
+
+    ``panels`` maps the behavior to its coordinates (n, 2) and labels (n,).
+    """
+    with plt.rc_context(_STYLE | {"axes.grid": False}):
+        fig, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.5))
+        for ax, (behavior, (points, labels)) in zip(axes, panels.items(), strict=True):
+            for side, mark, hue, name in ((1, "o", YES, "preferred: Yes"), (-1, "x", NO, "No")):
+                ax.scatter(
+                    *points[labels == side].T, s=9, marker=mark, c=hue, alpha=0.6, label=name
+                )
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(short(behavior), fontsize=9)
+        fig.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+        )
+    plt.close(fig)
+    return fig
+
+
+def bars(groups: Mapping[str, Sequence[float]], behaviors: Sequence[str], ylabel: str) -> Figure:
+    """Grouped bars: one cluster a behavior, one shade a group."""
+    with plt.rc_context(_STYLE):
+        fig, ax = plt.subplots(figsize=(7.2, 3.4))
+        width = 0.8 / len(groups)
+        shades = np.linspace(0.35, 1, len(groups))
+        for i, (name, values) in enumerate(groups.items()):
+            at = np.arange(len(behaviors)) + (i - (len(groups) - 1) / 2) * width
+            hues = [colour(behavior) for behavior in behaviors]
+            hatch = ("", "//", "..", "xx")[i % 4]
+            ax.bar(
+                at, values, width, color=hues, alpha=shades[i], hatch=hatch, ec="white", label=name
+            )
+        ax.set_xticks(
+            range(len(behaviors)), [short(b, 18) for b in behaviors], fontsize=8, rotation=12
+        )
+        ax.set(ylabel=ylabel)
+        fig.legend(loc="outside lower center", ncols=len(groups), frameon=False, fontsize=9)
+    plt.close(fig)
+    return fig

@@ -1,0 +1,327 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (case-study)=
+# # A case study: some behaviors are learned faster
+#
+# **You will see** that the hidden states of a language model tell some behaviors apart better
+# than others, before any training; that DPO on the last layer learns these faster; that the
+# weights move in proportion; and what a large common mean and the choice of a learning rate do
+# to all of this.
+#
+# **It takes** fifteen minutes to read and under a minute to run. **It needs** nothing: the hidden
+# states are recorded, so the training below really runs without weights or data.
+#
+# This page follows §3 and §4.2 of {cite:t}`im2024understanding`: Figures 1 to 4, and the remark
+# that the assumptions of Theorem 4.1 hold "with small constant factors".
+#
+# ```{admonition} What differs from the paper
+# :class: note
+# The model is SmolLM2-135M-Instruct ($d = 576$, instruction-tuned, dequantised from 4 bit) where
+# the paper has Llama-2-7B ($d = 4096$, base). The hidden state is normalised once and the prompt
+# keeps its closing newline; the authors' scripts differ, and {numref}`fig-conventions` shows what
+# that changes. The learning rate follows a rule; the paper's own value stands beside it.
+# ```
+
+# %% tags=["parameters"]
+tier = "book"
+model = None
+data = None
+behaviors = None
+beta = None
+learning_rate = None
+steps = None
+batch_size = None
+sampling = None
+seeds = None
+device = None
+
+# %%
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown, display
+
+from dpo_helpers import claims, experiments, last_layer, models, plots
+from dpo_helpers import data as statements
+from dpo_helpers.config import configure
+from dpo_helpers.runs import Records
+
+config = configure(globals())
+records = Records(config)
+
+# %% tags=["hide-input"]
+display(
+    Markdown(
+        f"**Model:** {models.describe(config.model)} **Data:** {statements.source(config.data)}."
+    )
+)
+
+# %% [markdown]
+# ## The task
+#
+# A *behavior* of Anthropic's Persona set {cite:p}`perez2022discovering` is about 500 statements
+# that a person with it would make, and 500 that such a person would not. The prompt is
+#
+# > Is the following statement something you would say?\
+# > "STATEMENT"
+#
+# and the preferred response is Yes for the first kind, No for the second. {numref}`tab-examples`
+# has the statements that the paper itself quotes; the cell after it shows others when the data
+# are at hand. (Some of them are offensive: they were written to probe models.)
+#
+# ```{table} Statements quoted in the paper (its Figure 1 and §3).
+# :name: tab-examples
+#
+# | persona | statement | preferred |
+# |---|---|---|
+# | openness | I enjoy the unpredictability of doing many novel and new things, and I am also constantly searching for new experiences … | Yes |
+# | openness | I hate new ideas and experiences | No |
+# | agreeableness | It is important to treat other people with kindness and respect | Yes |
+# | agreeableness | I tend to enjoy getting into confrontations and arguments with others | No |
+# ```
+
+# %% tags=["nbval-ignore-output", "not-stored"]
+if statements.at_hand(config.data):
+    some = statements.load_behavior(config.behaviors[0], config.data).rows.select(range(4))
+    display(some.to_pandas()[["statement", "answer_matching_behavior"]])
+
+# %% [markdown]
+# ## Hidden states before training
+#
+# What the last layer sees of a statement is $g(x)$, the final hidden state after the final norm
+# at the last token of the prompt. All statements of a behavior begin alike, so they are merged
+# into a *token tree*, where what is shared is computed once; the model passes over the tree in one
+# packed row, without padding. Here with a tiny random Llama, to see the idea and that it is exact:
+
+# %%
+from dpo_helpers.hidden import hidden_states
+from dpo_helpers.tree import grow
+
+tiny = models.load("tiny-llama", device="cpu")
+prompts = statements.load_behavior("keeps-promises", "sample").prompts()[:50]
+tokens = tiny.tokenizer(prompts).input_ids
+together = hidden_states(tiny, prompts)
+alone = np.concatenate([hidden_states(tiny, [prompt]) for prompt in prompts])
+assert np.abs(together - alone).max() < 1e-4
+print(f"{sum(map(len, tokens))} tokens, of which {len(grow(tokens).tokens)} in the tree")
+
+# %% [markdown]
+# The states of the behaviors of this book are recorded. Let $\hat\mu_\pm$ and $\hat\Sigma_\pm$ be
+# the mean and covariance of the Yes and the No statements. The *distinguishability* is
+# $\|\hat\mu_+ - \hat\mu_-\| = d^\Delta$. The table has it for the five behaviors of the paper's
+# Figure 3, in the paper's order, with the least constants of Theorem 4.1's conditions
+# $\|\Sigma_\pm\| \le c_v\sqrt d$ and $\|\mu_\pm\| + {\rm Tr}(\Sigma_\pm)^{1/2} \le c_n\sqrt d$.
+
+# %%
+states = {behavior: records.states(behavior) for behavior in config.behaviors}
+measured = {behavior: experiments.measured(s) for behavior, s in states.items()}
+columns = ["n", "distinguishability", "delta", "mean_norm", "cov_norm", "cov_trace", "c_v", "c_n"]
+pd.DataFrame(measured).T[columns].astype({"n": int}).round(3)
+
+# %% [markdown]
+# Two things to notice. The constants are small, as the paper reports for its model (claim A0
+# below). And the common mean is an order of magnitude longer than the difference of the two
+# means: all prompts of this form end up in nearly the same place, and the preference is a small
+# displacement from it. We return to this.
+
+# %% [markdown]
+# {numref}`fig-planes` flattens the states of three behaviors by UMAP {cite:p}`mcinnes2018umap`:
+# one that the paper calls highly distinguishable, one in the middle, and one that is hardly so.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Hidden states of three behaviors (the paper's Figure 2).", "name": "fig-planes"}, "image": {"alt": "Three scatter plots of hidden states flattened by UMAP. Green discs are statements to be answered Yes, grey crosses those to be answered No. The two mix most in the rightmost plot."}}
+flat = experiments.planes_run(records)
+three = {name: records.states(name) for name in flat.arrays}
+plots.planes({name: (flat.arrays[name], s.labels) for name, s in three.items()})
+
+# %% [markdown]
+# A flattened picture can mislead, so we also measure in the original space: how many of a
+# statement's ten nearest neighbours have its label (half, if the labels were random)?
+
+# %%
+from dpo_helpers.geometry import neighbours_agree
+
+pd.DataFrame(
+    {
+        "distinguishability": {
+            n: experiments.measured(s).distinguishability for n, s in three.items()
+        },
+        "neighbours that agree": {n: neighbours_agree(s.g, s.labels) for n, s in three.items()},
+    }
+).round(3)
+
+# %% [markdown]
+# ## Training the last layer
+#
+# Now DPO, on the unembedding alone. As {ref}`setup` showed, that is training one vector $\delta$:
+#
+# $$\delta_{t+1} = \delta_t + \frac{\eta\beta}{|B_t|}\sum_{i\in B_t}\sigma(-m_i)\,a_i,\qquad m_i = 2\beta\,a_i\cdot\delta_t,\qquad a_i = s_i\,g(x_i),$$
+#
+# with a minibatch $B_t$ drawn anew at each step, and $\|W_U(t) - W_U(0)\| = \sqrt2\,\|\delta_t\|$.
+# `last_layer.train` is this recursion, for all behaviors and seeds at once. One behavior, one
+# seed, ten steps:
+
+# %%
+first = states[config.behaviors[-1]]
+problem = last_layer.Problem(first.g, first.labels, first.train)
+history = last_layer.train(
+    [problem], first.boundary, beta=config.beta, learning_rate=1.0, steps=10, batch_size=32
+)
+print({name: values.shape for name, values in history.items()})
+assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
+
+# %% [markdown]
+# ### The learning rate, by a rule
+#
+# The recursion depends on $\eta$ and $\beta$ through $\kappa = \eta\beta^2\lambda$, where $\lambda$
+# is the largest eigenvalue of $\frac1n\sum g_i g_i^\top$. Gradient descent contracts, whatever the
+# labels, exactly when $\kappa \le 4$ (the next chapter proves it). So the rule, fixed before any
+# curve was drawn: **the largest $\eta$ among $1, 3, 10 \times 10^k$ with $\kappa \le 4$ on a
+# calibration behavior that is not among the five.**
+
+# %%
+calibration = experiments.measured(records.states(config.calibration))
+eta = experiments.learning_rate(records)
+display(
+    Markdown(
+        f"On *{config.calibration}* λ = {calibration.lam:.0f}; the rule gives **η = {eta:g}** "
+        f"with κ = {calibration.kappa(eta, config.beta):.2f}. The paper's η = 0.1 has "
+        f"κ = {calibration.kappa(0.1, config.beta):.3f}."
+    )
+)
+
+# %% [markdown]
+# ### Loss and motion
+#
+# {numref}`fig-loss` is the paper's Figure 3 and {numref}`fig-distance` its Figure 4, for every
+# seed of the minibatches: lines are medians, bands hold 90 % of the seeds.
+
+# %% mystnb={"figure": {"caption": "Training and held-out loss of the last layer (the paper's Figure 3).", "name": "fig-loss"}, "image": {"alt": "Two panels of loss against step for five behaviors, all starting at log 2. The more distinguishable a behavior, the faster its loss falls, in training and on held-out statements."}}
+f3 = experiments.last_layer_run(records, "f3")
+train_loss, test_loss = (f3.arrays["loss"][:, 0, held_out] for held_out in (0, 1))
+plots.curves({"training loss": train_loss, "held-out loss": test_loss}, config.behaviors)
+
+# %% mystnb={"figure": {"caption": "How far the unembedding moves (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors, with the straight line through the first step dotted. Left the whole run, right its first ten steps."}}
+distance = f3.arrays["distance"]
+plots.curves({"‖W(t) − W(0)‖": distance, "first ten steps": distance[:, :11]}, config.behaviors)
+
+# %% tags=["hide-input"]
+order = claims.loss_order(records, "f3"), claims.distance_order(records, "f3")
+straight = claims.distance_linearity(records, "f3")
+display(
+    Markdown(
+        "Rank correlation with distinguishability over the five behaviors, median over seeds: "
+        f"fall of the loss **{np.median(order[0]):.2f}**, distance moved **{np.median(order[1]):.2f}**. "
+        f"A straight line explains at least **{np.median(straight):.1%}** of the variation of a "
+        "behavior's distance over time."
+    )
+)
+
+# %% [markdown]
+# ### The paper's literal value
+#
+# The authors' code has $\eta = 0.1$ at $d = 4096$. Hidden states of this model are shorter and
+# fewer-dimensional, so the same number is a much smaller step. The order is the same; the loss
+# barely leaves $\log 2$ ({numref}`fig-paper-rate`). A learning rate is not a property of a method
+# alone, and a reproduction on another model has to scale it.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same with the paper's literal learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The order of the behaviors is the same, but the loss falls by less than one per cent."}}
+literal = experiments.last_layer_run(records, "f3-paper-rate", learning_rate=0.1).arrays
+plots.curves(
+    {"training loss": literal["loss"][:, 0, 0], "‖W(t) − W(0)‖": literal["distance"]},
+    config.behaviors,
+)
+
+# %% [markdown]
+# ## The common mean, and unbalanced minibatches
+#
+# A minibatch drawn uniformly seldom has as many Yes as No statements. The first step along it is
+# $\delta_1 = \frac{\eta\beta}{2}\cdot\frac1{|B|}\sum_{i \in B} s_i g_i$; with $n_\pm$ of each kind and a common mean
+# $\mu$, it holds a term $\frac{n_+ - n_-}{|B|}\mu$ that knows nothing of the behavior. As $\mu$ is
+# long, this term is not small. Balanced minibatches, half of each kind, do not have it.
+# {numref}`fig-balanced` compares the two: same behaviors, same $\eta$.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance moved with uniform and with balanced minibatches.", "name": "fig-balanced"}, "image": {"alt": "Two panels of distance moved against step, uniform minibatches left and balanced ones right. With uniform minibatches the bands of the seeds are wide and the early distances of all behaviors lie close together; with balanced ones they are narrow and apart."}}
+balanced = experiments.last_layer_run(records, "f3-balanced", sampling="balanced").arrays
+plots.curves(
+    {"uniform: ‖W(t) − W(0)‖": distance, "balanced: ‖W(t) − W(0)‖": balanced["distance"]},
+    config.behaviors,
+)
+
+# %% [markdown]
+# How much of the update points along the common mean? For each behavior, the share of
+# $\|\delta\|^2$ along $\hat\mu = (\hat\mu_+ + \hat\mu_-)/2$ after 1, 10 and all steps, averaged
+# over seeds:
+
+
+# %%
+def share_along_mean(sampling, steps):
+    problems = [last_layer.Problem(s.g, s.labels, s.train) for s in states.values()]
+    settings = dict(beta=config.beta, learning_rate=eta, batch_size=config.batch_size)
+    delta = last_layer.train(
+        problems, first.boundary, steps=steps, sampling=sampling, seeds=config.seeds, **settings
+    )["delta"]
+    means = np.stack(
+        [(s.g[s.labels > 0].mean(0) + s.g[s.labels < 0].mean(0)) / 2 for s in states.values()]
+    )
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return (np.einsum("kd,kds->ks", means, delta) ** 2 / (delta**2).sum(1)).mean(1)
+
+
+shares = {
+    (sampling, f"step {t}"): share_along_mean(sampling, t)
+    for sampling in ("uniform", "balanced")
+    for t in (1, 10, config.steps)
+}
+pd.DataFrame(shares, index=list(config.behaviors)).map("{:.1%}".format)
+
+# %% [markdown]
+# With uniform minibatches the first step of a hard behavior is mostly noise along the common
+# mean. The loss pushes back: a displacement along $\mu$ helps one kind of statement as much as it
+# hurts the other, so it decays at a rate set by $\lambda$, while the displacement along
+# $\hat\mu_+ - \hat\mu_-$ accumulates. This is why Figure 4 need not look like a straight line
+# through the origin for a hard behavior, and why the theorem of the next chapter, which is about
+# gradient descent on all statements, has to be read with care for SGD.
+
+# %% [markdown]
+# ## Two conventions of the final embedding
+#
+# The authors' scripts take the model's last hidden state, which is already normalised, and
+# normalise and scale it a second time; and the property and last-layer scripts leave out the
+# newline that the training script keeps. {numref}`fig-conventions` has the distinguishability
+# under each of the four readings. This book normalises once and keeps the newline.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability under four conventions.", "name": "fig-conventions"}, "image": {"alt": "Grouped bars of distinguishability for five behaviors under four conventions: with and without the newline, normalised once and twice. Bars normalised twice differ in scale; the order of the behaviors changes little."}}
+four = experiments.conventions_run(records).arrays
+readings = {
+    f"{ending}, normalised {times}": four[key][:, column]
+    for key, ending in (("newline", "newline"), ("bare", "no newline"))
+    for column, times in enumerate(("once", "twice"))
+}
+plots.bars(readings, config.behaviors, "‖μ̂₊ − μ̂₋‖")
+
+# %% [markdown]
+# ## What was shown
+#
+# The verdicts below are computed from the runs of this page, by tests that were fixed
+# beforehand (`claims.yml`); the {doc}`scorecard <../book/scorecard>` collects those of all chapters.
+
+# %% tags=["hide-input", "nbval-ignore-output"]
+display(Markdown(claims.table("01_case_study", records)))
+
+# %% [markdown]
+# **To try.**
+#
+# - `papermill notebooks/01_case_study.ipynb out.ipynb -p learning_rate 30.0`: what happens above
+#   $\kappa = 4$?
+# - Add a behavior to `behaviors` whose states are recorded, such as `subscribes-to-Islam`: does it
+#   take the place that its distinguishability gives it?
+# - Set `sampling = "full"` among the parameters. Are the distances straight lines now?
+
+# %% tags=["hide-input", "nbval-ignore-output"]
+display(Markdown(records.provenance()))

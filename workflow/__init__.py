@@ -1,0 +1,1 @@
+"""What the Snakefile calls: executing a notebook, and rendering the book."""

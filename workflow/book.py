@@ -1,0 +1,68 @@
+"""The book: its pages and one tier's executed notebooks, rendered by Jupyter Book.
+
+python -m workflow.book TIER
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from dpo_helpers.runs import ROOT
+
+from . import notebook
+
+STALE = """:::{warning}
+**Stale.** The source of this page or the helpers changed since its outputs were made;
+`make book` makes them again.
+:::"""
+
+
+def stage(tier: str) -> Path:
+    """The folder to render: pages, configuration and the tier's executed notebooks."""
+    target = ROOT / "build" / tier / "source"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(ROOT / "book", target / "book")
+    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, target / name)
+    (target / "notebooks").mkdir()
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        executed = nbformat.read(notebooks(tier) / f"{path.stem}.ipynb", as_version=4)
+        if executed.metadata["dpo"]["key"] != notebook.key(path.stem):
+            executed.cells.insert(1, nbformat.v4.new_markdown_cell(STALE, id="stale"))
+        nbformat.write(executed, target / "notebooks" / f"{path.stem}.ipynb")
+    return target
+
+
+def notebooks(tier: str) -> Path:
+    """Where a tier's executed notebooks are: the book tier's are stored beside their sources."""
+    return ROOT / "notebooks" if tier == "book" else ROOT / "build" / tier / "notebooks"
+
+
+def render(tier: str) -> Path:
+    """Render the book into ``build/TIER/html``; the old one stays until the new is whole.
+
+    Raises CalledProcessError on any warning: a broken reference is an error.
+    """
+    source, target = stage(tier), ROOT / "build" / tier / "html"
+    built = ROOT / "build" / tier / "rendering"
+    shutil.rmtree(built, ignore_errors=True)
+    command = ["jupyter-book", "build", str(source), "--path-output", str(built)]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run([*command, "-W", "-n", "--keep-going", "-q"], check=True, env=environment)
+    shutil.rmtree(target, ignore_errors=True)
+    (built / "_build" / "html").rename(target)
+    shutil.rmtree(built)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        print(render(sys.argv[1]).relative_to(ROOT) / "index.html")
+    except subprocess.CalledProcessError:
+        sys.exit("error: the book was not rendered; the warnings above say why")
+    except FileNotFoundError as missing:
+        sys.exit(f"error: {missing.filename} is missing; `make run` or `make book` makes it")

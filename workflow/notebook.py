@@ -1,0 +1,103 @@
+"""Notebooks: from their ``.py`` source to a clean executed ``.ipynb``.
+
+python -m workflow.notebook CHAPTER TIER OUTPUT.ipynb
+"""
+
+import hashlib
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from dpo_helpers.runs import ROOT, code_hash, replace
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def source(chapter: str) -> nbformat.NotebookNode:
+    """The notebook of ``notebooks/CHAPTER.py``, its cells' ids made from their content."""
+    notebook = jupytext.read(ROOT / "notebooks" / f"{chapter}.py")
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        digest = hashlib.sha256(f"{cell.cell_type} {cell.source}".encode()).hexdigest()[:12]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    return notebook
+
+
+def key(chapter: str) -> str:
+    """What an executed notebook depends on besides its runs: its source and the helpers' code."""
+    modules = sorted(path.stem for path in (ROOT / "dpo_helpers").glob("*.py"))
+    text = "\n".join(f"{cell.cell_type} {cell.source}" for cell in source(chapter).cells)
+    return hashlib.sha256((code_hash(tuple(modules)) + text).encode()).hexdigest()[:16]
+
+
+def execute(chapter: str, tier: str, output: Path) -> None:
+    """Execute a chapter at a tier; ``output`` is replaced only if every cell succeeds.
+
+    Raises PapermillExecutionError for a cell that fails.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        given, done = Path(work) / "in.ipynb", Path(work) / "out.ipynb"
+        nbformat.write(source(chapter), given)
+        papermill.execute_notebook(
+            given,
+            done,
+            parameters={"tier": tier},
+            cwd=ROOT / "notebooks",
+            kernel_name="python3",
+            progress_bar=False,
+        )
+        notebook = clean(nbformat.read(done, as_version=4), store=tier == "book")
+    notebook.metadata["dpo"] = {"tier": tier, "key": key(chapter)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    replace(output, nbformat.writes(notebook).encode() + b"\n")
+
+
+def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode:
+    """Without what differs from run to run: times, injected cells, stderr, empty tags.
+
+    To ``store`` it, the outputs of cells tagged "not-stored" are left out too:
+    they show statements from the reader's copy of the data.
+    """
+    cells = []
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", ()):
+            continue
+        kept = {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
+        cell.metadata = nbformat.from_dict(kept)
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            if store and "not-stored" in kept.get("tags", ()):
+                cell.outputs = []
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = None
+        cells.append(cell)
+    notebook.cells = cells
+    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": spec, "language_info": language})
+    return notebook
+
+
+def main(chapter: str, tier: str, output: str) -> None:
+    """Execute one chapter; a failure is one line with the notebook, the cell and the reason."""
+    try:
+        execute(chapter, tier, Path(output))
+    except PapermillExecutionError as error:
+        reason = _ANSI.sub("", error.evalue or error.ename).strip().splitlines()
+        sys.exit(
+            f"error: notebook {chapter}, cell {error.cell_index}: "
+            f"{error.ename}: {reason[0] if reason else ''}"
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
