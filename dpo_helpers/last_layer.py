@@ -9,10 +9,14 @@ changes at all. So a training step on V × d weights is one on d numbers, and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .dpo import loss
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -61,40 +65,66 @@ def train(
     import torch
 
     to = dict(dtype=torch.float64, device=device)
-    rows = max(len(p.labels) for p in problems)
     groups = {1 if p.group is None else int(p.group.max()) + 1 for p in problems}
     if len(groups) != 1:
         raise ValueError(f"problems have different numbers of groups: {sorted(groups)}")
+    rows = max(len(p.labels) for p in problems)
     signed = np.zeros((len(problems), rows, problems[0].g.shape[1]))
-    average = np.zeros((len(problems), groups.pop(), 2, rows))
     draws = np.zeros((steps if sampling != "full" else 1, len(problems), rows, seeds))
     for k, problem in enumerate(problems):
         n = len(problem.labels)
-        signed[k, :n] = problem.labels[:, None] * problem.g.astype(np.float64)
-        group = np.zeros(n, int) if problem.group is None else problem.group
-        for q in range(average.shape[1]):
-            for held_out in (0, 1):
-                members = (group == q) & (problem.train != bool(held_out))
-                average[k, q, held_out, :n] = members / members.sum() if members.any() else np.nan
+        np.multiply(problem.g, problem.labels[:, None], out=signed[k, :n])
         for s in range(seeds):
             draws[:, k, :n, s] = _draws(problem, len(draws), batch_size, sampling, s)
-    a = torch.tensor(signed, **to)
-    average = torch.tensor(average, **to)
-    start = a @ torch.tensor(boundary, **to)[:, None]
-    delta = torch.zeros(len(problems), a.shape[2], seeds, **to)
-    history: dict[str, list] = {"loss": [], "margin": [], "accuracy": [], "distance": []}
-    for t in range(steps + 1):
-        logits = 2 * (a @ delta)
-        margins = beta * logits
-        correct = (start + logits > 0).double()
-        for name, value in (("loss", loss(margins)), ("margin", margins), ("accuracy", correct)):
-            history[name].append(torch.einsum("kqhn,kns->kqhs", average, value))
-        history["distance"].append(2**0.5 * delta.norm(dim=1))
-        if t < steps:
-            weight = torch.tensor(draws[min(t, len(draws) - 1)], **to)
-            delta = delta + learning_rate * beta * (a.mT @ (weight * torch.sigmoid(-margins)))
-    stacked = {name: torch.stack(values, -2).cpu().numpy() for name, values in history.items()}
-    return stacked | {"delta": delta.cpu().numpy()}
+    a, weights = torch.from_numpy(signed).to(**to), torch.from_numpy(draws).to(**to)
+    path = torch.zeros(steps + 1, len(problems), a.shape[2], seeds, **to)
+    # Few seeds draw few of the rows: a step then reads only these.
+    drawn = (draws > 0).any(-1)
+    few = drawn.sum(-1).max() < rows / 2
+    if few:
+        pick = np.argsort(~drawn, axis=-1, kind="stable")[..., : drawn.sum(-1).max()]
+        pick = torch.from_numpy(pick).to(device)
+        weights = weights.take_along_dim(pick[..., None], 2)
+        each = torch.arange(len(problems), device=device)[:, None]
+    for t in range(steps):
+        at = min(t, len(draws) - 1)
+        seen = a[each, pick[at]] if few else a
+        pull = torch.sigmoid(-2 * beta * (seen @ path[t]))
+        path[t + 1] = path[t] + learning_rate * beta * (seen.mT @ (weights[at] * pull))
+    measured = [
+        _measure(problem, a[k, : len(problem.labels)], path[:, k], boundary, beta)
+        for k, problem in enumerate(problems)
+    ]
+    history = {name: np.stack([m[name] for m in measured]) for name in measured[0]}
+    distance = 2**0.5 * path.norm(dim=2).transpose(0, 1)
+    return history | {"distance": distance.cpu().numpy(), "delta": path[-1].cpu().numpy()}
+
+
+def _measure(
+    problem: Problem, a: "torch.Tensor", path: "torch.Tensor", boundary: np.ndarray, beta: float
+) -> dict[str, np.ndarray]:
+    """Loss, margin and accuracy (q, 2, t, s) along a path of δ (t, d, s)."""
+    import torch
+
+    group = np.zeros(len(a), int) if problem.group is None else problem.group
+    average = np.zeros((group.max() + 1, 2, len(a)))
+    for q in range(len(average)):
+        for held_out in (0, 1):
+            members = (group == q) & (problem.train != bool(held_out))
+            average[q, held_out] = members / members.sum() if members.any() else np.nan
+    average = torch.from_numpy(average).to(a)
+    steps, d, seeds = path.shape
+    logits = 2 * (a @ path.transpose(0, 1).reshape(d, steps * seeds))
+    start = a @ torch.as_tensor(boundary).to(a)
+    values = {
+        "loss": loss(beta * logits),
+        "margin": beta * logits,
+        "accuracy": (start[:, None] + logits > 0).to(a),
+    }
+    return {
+        name: (average @ value).unflatten(-1, (steps, seeds)).cpu().numpy()
+        for name, value in values.items()
+    }
 
 
 def _draws(problem: Problem, steps: int, size: int, sampling: str, seed: int) -> np.ndarray:

@@ -1,0 +1,48 @@
+# Each target sets up what it needs by itself. `make` alone lists them.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+SNAKEMAKE := $(RUN) snakemake --quiet rules
+
+.DEFAULT_GOAL := help
+.PHONY: help run book html lab test bench lint sync clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here; install Python 3.11, or say make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+run: $(STAMP) ## execute every notebook at the smoke tier and render the book from it
+	$(SNAKEMAKE) --config tier=smoke
+	@echo "the book: build/smoke/html/index.html"
+
+book: $(STAMP) ## the book tier: replay or make the recorded runs, store the notebooks, render
+	$(SNAKEMAKE) --config tier=book
+	@echo "the book: build/book/html/index.html"
+
+html: $(STAMP) ## render the stored outputs
+	$(RUN) python -m workflow.book book
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	$(RUN) jupyter lab notebooks
+
+test: $(STAMP) ## run all the tests
+	$(RUN) python -m pytest -n 2 --dist loadfile
+
+bench: $(STAMP) ## measure; writes benchmarks/latest.json
+	$(RUN) python -m benchmarks
+
+lint: $(STAMP) ## format and lint
+	$(RUN) ruff format . && $(RUN) ruff check --fix .
+
+sync: $(STAMP) ## carry edits of the .ipynb notebooks back to their .py sources
+	$(RUN) jupytext --sync notebooks/*.py
+
+clean: ## remove what the other targets made, recorded runs apart
+	rm -rf build .venv .snakemake

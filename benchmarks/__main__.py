@@ -1,0 +1,140 @@
+"""Measure; print one JSON object a line and write ``benchmarks/latest.json``."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dpo_helpers import dpo, last_layer, models
+from dpo_helpers.config import TIERS
+from dpo_helpers.data import at_hand, load_behavior
+from dpo_helpers.hidden import hidden_states
+from dpo_helpers.runs import replace
+from dpo_helpers.tree import pack
+
+ROUNDS = 3
+MODEL = "smollm2-135m"
+
+
+def seconds(*runs: Callable[[], object]) -> list[float]:
+    """The median wall time of each run, the runs taking turns, after a short warm-up of each."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(ROUNDS):
+        for run, taken in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def statements() -> tuple[list[str], str]:
+    """About 1,000 Persona prompts: Anthropic's where they are at hand, else all of the sample."""
+    if at_hand("anthropic"):
+        return load_behavior("subscribes-to-Buddhism", "anthropic").prompts(), "Persona"
+    names = (*TIERS["smoke"]["behaviors"], TIERS["smoke"]["calibration"])
+    return [p for name in names for p in load_behavior(name).prompts()], "embedded sample"
+
+
+def matrix_rate() -> float:
+    """The rate of a large bf16 matrix product on this machine, FLOP/s."""
+    a = torch.randn(2048, 2048).bfloat16()
+    a @ a
+    (taken,) = seconds(lambda: [a @ a for _ in range(10)])
+    return 10 * 2 * 2048**3 / taken
+
+
+def hidden() -> list[dict]:
+    """Hidden states in bf16: token trees, one statement at a time, and sorted padded batches."""
+    model = models.load(MODEL, "cpu", "bfloat16")
+    prompts, source = statements()
+    ids = model.tokenizer(prompts).input_ids
+    body = model.network.base_model
+
+    def one_by_one() -> None:
+        with torch.inference_mode():
+            for sequence in ids:
+                _ = body(input_ids=torch.tensor(sequence)[None], use_cache=False)
+
+    def padded() -> None:
+        order = sorted(ids, key=len)
+        with torch.inference_mode():
+            for at in range(0, len(order), 64):
+                batch = {"input_ids": order[at : at + 64]}
+                batch = model.tokenizer.pad(batch, return_tensors="pt")
+                _ = body(**batch, use_cache=False)
+
+    hidden_states(model, prompts[:64])
+    trees, alone, batches = seconds(lambda: hidden_states(model, prompts), one_by_one, padded)
+    nodes = sum(len(tree.tokens) for _, tree in pack(ids, 2048))
+    inner = sum(p.numel() for n, p in body.named_parameters() if p.ndim == 2 and "embed" not in n)
+    share = 2 * inner * nodes / trees / matrix_rate()
+    note = (
+        f"{len(prompts)} statements of the {source}, bf16, {torch.get_num_threads()} threads; "
+        f"{sum(map(len, ids))} tokens, {nodes} in the trees; {share:.0%} of the bf16 matrix rate"
+    )
+    return [
+        row("hidden states", trees, "one statement at a time", alone, note),
+        row("hidden states", trees, "length-sorted padded batches of 64", batches, note),
+    ]
+
+
+def training() -> list[dict]:
+    """The last layer, 100 steps of one behavior: the two-row dynamics and a dense V × d head."""
+    model = models.load(MODEL, "cpu")
+    prompts, source = statements()
+    g = hidden_states(model, prompts)
+    labels = np.where(np.arange(len(g)) % 2, 1, -1)
+    problem = last_layer.Problem(g, labels, np.arange(len(g)) % 10 > 0)
+    boundary = np.subtract(*model.unembedding_rows().numpy())
+    settings = dict(beta=0.01, learning_rate=10.0, steps=100, batch_size=128)
+
+    def dense() -> None:
+        rows = torch.tensor(g)
+        sign = torch.tensor(labels)
+        head = torch.nn.Linear(g.shape[1], model.network.config.vocab_size, bias=False)
+        head.weight.data.copy_(model.network.get_output_embeddings().weight)
+        answers = [model.yes, model.no]
+        with torch.no_grad():
+            reference = torch.cat([head(c).log_softmax(-1)[:, answers] for c in rows.split(100)])
+        optimizer = torch.optim.SGD(head.parameters(), lr=10.0)
+        train = torch.tensor(problem.train).nonzero().flatten()
+        for _ in range(100):
+            batch = train[torch.randperm(len(train))[:128]]
+            ratio = head(rows[batch]).log_softmax(-1)[:, answers] - reference[batch]
+            loss = dpo.loss(0.01 * sign[batch] * (ratio[:, 0] - ratio[:, 1])).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    last_layer.train([problem], boundary, **settings)
+    ours, peer = seconds(lambda: last_layer.train([problem], boundary, **settings), dense)
+    note = (
+        f"{len(g)} statements of the {source}, d = {g.shape[1]}, V = "
+        f"{model.network.config.vocab_size}, batches of 128; ours in float64 with the loss, accuracy "
+        "and margin of all statements at each step, the peer in float32 with the batch's loss only"
+    )
+    return [row("last-layer training, 100 steps", ours, "dense head by autograd", peer, note)]
+
+
+def row(name: str, ours: float, peer_name: str, peer: float, note: str) -> dict:
+    """One measurement, printed as it comes."""
+    found = {
+        "name": name,
+        "ours_s": round(ours, 4),
+        "peer": peer_name,
+        "peer_s": round(peer, 4),
+        "ratio": round(peer / ours, 2),
+        "note": note,
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    rows = [*training(), *hidden()]
+    text = "[\n" + ",\n".join(" " + json.dumps(found) for found in rows) + "\n]\n"
+    replace(Path(__file__).parent / "latest.json", text.encode())
