@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
-SNAKEMAKE := $(RUN) snakemake --quiet rules
+SNAKEMAKE := $(RUN) snakemake --quiet rules host reason progress
 
 .DEFAULT_GOAL := help
 .PHONY: help run book html lab test bench lint sync clean

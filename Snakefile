@@ -79,7 +79,7 @@ rule scorecard:
     output:
         touch(f"{BUILD}/scorecard.done"),
     shell:
-        "{PYTHON} -m dpo_helpers.claims"
+        "{PYTHON} -m dpo_helpers.claims && {PYTHON} -m workflow.front"
 
 
 rule notebook:

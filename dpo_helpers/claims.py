@@ -93,7 +93,7 @@ def judge(claim: Claim, records: Records) -> Verdict:
     if not claim.run.startswith("hidden") and read(records.root / claim.run) is None:
         return Verdict(claim, "not run (no recorded run)")
     values = tuple(np.atleast_1d(MEASURES[claim.measure](records, claim.run)).tolist())
-    middle = float(np.median(values))
+    middle = float(f"{np.median(values):.12g}")
     for verdict, rule in (("reproduced", claim.reproduced), ("partly", claim.partly)):
         if rule:
             compare, bound = _rule(rule, claim.id)

@@ -234,7 +234,7 @@ def behaviors(config: Config) -> list[str]:
 
 
 def record(tier: str, what: str) -> None:
-    """Record at a tier's own settings: its ``model``, its ``hidden`` states, or a chapter's runs."""
+    """Record a tier's ``model``, its ``hidden`` states, or a chapter's runs, as the tier says."""
     records = Records(configure({"tier": tier}))
     if what == "model":
         prepare(records.config.model)

@@ -1,6 +1,8 @@
 """The models of the book: their cards, their conversion, and their Yes and No tokens."""
 
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -416,25 +419,19 @@ def _tiny(kind: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", str]
     return network, tokenizer, state.hexdigest()
 
 
-class _quiet:
-    """Silence the progress bars and the notices of transformers, which carry absolute paths."""
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the progress bars and notices of transformers, which carry absolute paths."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._logging, self._before = logging, logging.get_verbosity()
-        self._bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        self._warnings = warnings.catch_warnings()
-        self._warnings.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *_: object) -> None:
-        self._warnings.__exit__(None, None, None)
-        self._logging.set_verbosity(self._before)
-        if self._bars:
-            self._logging.enable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def describe(name: str) -> str:

@@ -32,22 +32,16 @@ def colour(behavior: str) -> str:
     return _OTHER
 
 
-def short(behavior: str, width: int = 30) -> str:
+def short(behavior: str, width: int = 48) -> str:
     """A behavior's name as words, cut to ``width`` characters."""
     words = behavior.replace("-", " ")
     return words if len(words) <= width else words[: width - 1].rstrip() + "…"
 
 
-def curves(
-    panels: Mapping[str, np.ndarray],
-    behaviors: Sequence[str],
-    xlabel: str = "step",
-    straight: bool = False,
-) -> Figure:
+def curves(panels: Mapping[str, np.ndarray], behaviors: Sequence[str]) -> Figure:
     """One panel a quantity, one line a behavior: the median over seeds, with a 5–95 % band.
 
-    ``panels`` maps the y label to (behaviors, steps, seeds). With ``straight``,
-    the straight line through the first step is dotted beside each curve.
+    ``panels`` maps the y label to (behaviors, steps, seeds).
     """
     with plt.rc_context(_STYLE):
         fig, axes = plt.subplots(
@@ -60,9 +54,7 @@ def curves(
                 name = f"{behaviors.index(behavior) + 1} {short(behavior)}"
                 ax.plot(steps, middle, color=colour(behavior), lw=1.8, label=name)
                 ax.fill_between(steps, low, high, color=colour(behavior), alpha=0.18, lw=0)
-                if straight:
-                    ax.plot(steps, middle[1] * steps, ":", color=colour(behavior), lw=1)
-            ax.set(xlabel=xlabel, ylabel=label, xlim=(0, steps[-1]))
+            ax.set(xlabel="step", ylabel=label, xlim=(0, steps[-1]))
         fig.legend(
             *axes[0, 0].get_legend_handles_labels(),
             loc="outside lower center",
@@ -87,7 +79,7 @@ def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
                     *points[labels == side].T, s=9, marker=mark, c=hue, alpha=0.6, label=name
                 )
             ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(short(behavior), fontsize=9)
+            ax.set_xlabel(short(behavior, 42), fontsize=9)
         fig.legend(
             *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
         )
@@ -109,7 +101,7 @@ def bars(groups: Mapping[str, Sequence[float]], behaviors: Sequence[str], ylabel
                 at, values, width, color=hues, alpha=shades[i], hatch=hatch, ec="white", label=name
             )
         ax.set_xticks(
-            range(len(behaviors)), [short(b, 18) for b in behaviors], fontsize=8, rotation=12
+            range(len(behaviors)), [short(b, 20) for b in behaviors], fontsize=8, rotation=12
         )
         ax.set(ylabel=ylabel)
         fig.legend(loc="outside lower center", ncols=len(groups), frameon=False, fontsize=9)

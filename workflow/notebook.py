@@ -52,6 +52,7 @@ def execute(chapter: str, tier: str, output: Path) -> None:
             cwd=ROOT / "notebooks",
             kernel_name="python3",
             progress_bar=False,
+            extra_arguments=["--log-level=40"],
         )
         notebook = clean(nbformat.read(done, as_version=4), store=tier == "book")
     notebook.metadata["dpo"] = {"tier": tier, "key": key(chapter)}
