@@ -115,7 +115,8 @@ def training() -> list[dict]:
     note = (
         f"{len(g)} statements of the {source}, d = {g.shape[1]}, V = "
         f"{model.network.config.vocab_size}, batches of 128; ours in float64 with the loss, "
-        "accuracy and margin of all statements at each step, the peer in float32 with the batch's loss only"
+        "accuracy and margin of all statements at each step, the peer in float32 with the loss of "
+        "the batch only"
     )
     return [row("last-layer training, 100 steps", ours, "dense head by autograd", peer, note)]
 

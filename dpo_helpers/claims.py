@@ -138,7 +138,7 @@ def scorecard(verdicts: list[Verdict]) -> str:
             partly = f", partly if {claim.partly}" if claim.partly else ""
             test = f" *Test: {what}; reproduced if {claim.reproduced}{partly}.*"
         page = (ROOT / "notebooks" / f"{claim.notebook}.py").exists()
-        chapter = f" [→](notebooks/{claim.notebook}.ipynb)" if page else ""
+        chapter = f" [→](../notebooks/{claim.notebook}.ipynb)" if page else ""
         rows.append([f"{claim.id}{chapter}", claim.where, claim.statement + test])
         rows[-1] += [v.value, f"**{v.verdict}**" if claim.run else v.verdict]
     for row in rows:

@@ -78,14 +78,14 @@ display(
 #
 # ```{math}
 # :label: eq-bt
-# p(y_w \succ y_l \mid x) = \sigma\big(r(x, y_w) - r(x, y_l)\big) \tag{1}
+# p(y_w \succ y_l \mid x) = \sigma\big(r(x, y_w) - r(x, y_l)\big)
 # ```
 #
 # RLHF fits the reward by maximum likelihood,
 #
 # ```{math}
 # :label: eq-reward
-# \mathcal L_R = -\mathbb E_{(x, y_w, y_l)}\big[\log\sigma\big(r(x, y_w) - r(x, y_l)\big)\big], \tag{2}
+# \mathcal L_R = -\mathbb E_{(x, y_w, y_l)}\big[\log\sigma\big(r(x, y_w) - r(x, y_l)\big)\big],
 # ```
 #
 # and then looks for the policy $\pi$ of high reward that stays close to a reference
@@ -93,7 +93,7 @@ display(
 #
 # ```{math}
 # :label: eq-rlhf
-# R(\pi) = \mathbb E_{x}\,\mathbb E_{y\sim\pi(\cdot\mid x)}\Big[r(x, y) - \beta\log\frac{\pi(y\mid x)}{\pi_{\rm ref}(y\mid x)}\Big] \tag{3}
+# R(\pi) = \mathbb E_{x}\,\mathbb E_{y\sim\pi(\cdot\mid x)}\Big[r(x, y) - \beta\log\frac{\pi(y\mid x)}{\pi_{\rm ref}(y\mid x)}\Big]
 # ```
 #
 # ```{admonition} A correction
@@ -106,7 +106,7 @@ display(
 #
 # ```{math}
 # :label: eq-dpo
-# \mathcal L_{\rm DPO} = -\mathbb E\Big[\log\sigma\Big(\underbrace{\beta\Big(\log\frac{\pi(y_w\mid x)}{\pi(y_l\mid x)} - \log\frac{\pi_{\rm ref}(y_w\mid x)}{\pi_{\rm ref}(y_l\mid x)}\Big)}_{\text{margin } m}\Big)\Big] \tag{4}
+# \mathcal L_{\rm DPO} = -\mathbb E\Big[\log\sigma\Big(\underbrace{\beta\Big(\log\frac{\pi(y_w\mid x)}{\pi(y_l\mid x)} - \log\frac{\pi_{\rm ref}(y_w\mid x)}{\pi_{\rm ref}(y_l\mid x)}\Big)}_{\text{margin } m}\Big)\Big]
 # ```
 #
 # In the code these are a line each. The loss is written in `dpo_helpers.dpo`, and nowhere else:
@@ -209,12 +209,12 @@ print(f"equal losses: {abs(losses[0] - losses[1]) < 1e-12}")
 #
 # The paper studies prompts that are answered by *Yes* or *No*: one token each, after the same
 # prompt. Let $g(x) \in \mathbb R^d$ be the final hidden state and $W_U$ the unembedding, so that
-# $\pi(\cdot\mid x) = {\rm softmax}(W_U g(x))$ (6). In a difference of log-probabilities over the
-# same prompt the normaliser cancels,
+# $\pi(\cdot\mid x) = {\rm softmax}(W_U g(x))$ (the paper's 6). In a difference of log-probabilities over the
+# same prompt the normaliser cancels (the paper's 7),
 #
 # ```{math}
 # :label: eq-logits
-# \log\pi(y_w\mid x) - \log\pi(y_l\mid x) = (W_U[y_w] - W_U[y_l])\cdot g(x), \tag{7}
+# \log\pi(y_w\mid x) - \log\pi(y_l\mid x) = (W_U[y_w] - W_U[y_l])\cdot g(x),
 # ```
 #
 # and with it the rest of the vocabulary. So if only $W_U$ is trained, only the rows of Yes and
