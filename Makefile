@@ -32,7 +32,7 @@ html: $(STAMP) ## render the stored outputs
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(RUN) jupyter lab notebooks
 
-test: $(STAMP) ## run all the tests
+test: run ## run all the tests, on the smoke run's notebooks and pages too
 	$(RUN) python -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP) ## measure; writes benchmarks/latest.json

@@ -46,10 +46,9 @@ device = None
 # line. `Records` is the store of recorded runs, and knows which of them still match the code.
 
 # %%
-from IPython.display import Markdown, display
-
 from dpo_helpers.config import configure
 from dpo_helpers.runs import Records
+from IPython.display import Markdown, display
 
 config = configure(globals())
 records = Records(config)
@@ -57,7 +56,7 @@ records = Records(config)
 # %% [markdown]
 # What is at hand:
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 from dpo_helpers import data as statements
 from dpo_helpers import models
 
@@ -113,7 +112,6 @@ display(
 
 # %%
 import torch
-
 from dpo_helpers import dpo
 
 print(dpo.loss(torch.tensor([-2.0, 0.0, 2.0])))
@@ -154,10 +152,16 @@ draw = torch.Generator().manual_seed(0)
 logits, rewards = torch.randn(2, 3, 4, generator=draw, dtype=torch.float64)
 reference, temperature = logits.log_softmax(-1), 0.5
 
-rlhf = dpo.fit(lambda p: -dpo.rlhf_objective(p, reference, rewards, temperature), (3, 4))
-direct = dpo.fit(lambda p: dpo.population_loss(p, reference, rewards, temperature), (3, 4))
+rlhf = dpo.fit(
+    lambda p: -dpo.rlhf_objective(p, reference, rewards, temperature), (3, 4)
+)
+direct = dpo.fit(
+    lambda p: dpo.population_loss(p, reference, rewards, temperature), (3, 4)
+)
 closed = dpo.rlhf_optimum(reference, rewards, temperature).exp()
-assert torch.allclose(rlhf, direct, atol=1e-6) and torch.allclose(rlhf, closed, atol=1e-6)
+assert torch.allclose(rlhf, direct, atol=1e-6) and torch.allclose(
+    rlhf, closed, atol=1e-6
+)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Two objectives, one optimum.", "name": "fig-optima"}, "image": {"alt": "Bars of the probability of four responses to the first prompt, under the reference, the RLHF optimum and the DPO optimum. The bars of the two optima are equal and differ from the reference's."}}
 from dpo_helpers import plots
@@ -181,7 +185,9 @@ from dpo_helpers import experiments
 
 t0 = experiments.policy_run(records)
 for name in ("between", "rlhf", "dpo"):
-    print(f"{name:8} differs by less than 1e-6: {bool((t0.arrays[name] < 1e-6).all())}")
+    print(
+        f"{name:8} differs by less than 1e-6: {bool((t0.arrays[name] < 1e-6).all())}"
+    )
 
 # %% [markdown]
 # ### Break it: a pair that is never compared
@@ -193,12 +199,16 @@ for name in ("between", "rlhf", "dpo"):
 
 # %%
 def seen_loss(log_policy):
-    return dpo.population_loss(log_policy[:, :3], reference[:, :3], rewards[:, :3], temperature)
+    return dpo.population_loss(
+        log_policy[:, :3], reference[:, :3], rewards[:, :3], temperature
+    )
 
 
 def with_last(share):
     others = closed[:, :3] / closed[:, :3].sum(-1, keepdim=True) * (1 - share)
-    return torch.cat([others, torch.full((3, 1), share, dtype=torch.float64)], -1).log()
+    return torch.cat(
+        [others, torch.full((3, 1), share, dtype=torch.float64)], -1
+    ).log()
 
 
 losses = [seen_loss(with_last(share)).item() for share in (0.01, 0.99)]
@@ -209,15 +219,15 @@ print(f"equal losses: {abs(losses[0] - losses[1]) < 1e-12}")
 #
 # The paper studies prompts that are answered by *Yes* or *No*: one token each, after the same
 # prompt. Let $g(x) \in \mathbb R^d$ be the final hidden state and $W_U$ the unembedding, so that
-# $\pi(\cdot\mid x) = {\rm softmax}(W_U g(x))$ (the paper's 6). In a difference of log-probabilities over the
-# same prompt the normaliser cancels (the paper's 7),
+# $\pi(\cdot\mid x) = {\rm softmax}(W_U g(x))$. In a difference of log-probabilities over the
+# same prompt the normaliser cancels,
 #
 # ```{math}
 # :label: eq-logits
 # \log\pi(y_w\mid x) - \log\pi(y_l\mid x) = (W_U[y_w] - W_U[y_l])\cdot g(x),
 # ```
 #
-# and with it the rest of the vocabulary. So if only $W_U$ is trained, only the rows of Yes and
+# and with it the rest of the vocabulary; {eq}`eq-dpo` with this put in is the paper's equation (7). So if only $W_U$ is trained, only the rows of Yes and
 # No move, by opposite amounts $\pm\delta$; with $s_i = +1$ where Yes is preferred and $-1$ where
 # No is, the margin of statement $i$ is $m_i = 2\beta\,s_i\,g(x_i)\cdot\delta$.
 #
@@ -226,7 +236,10 @@ print(f"equal losses: {abs(losses[0] - losses[1]) < 1e-12}")
 
 # %%
 states = records.states(config.behaviors[-1])
-g, signs = torch.tensor(states.g[:40]), torch.tensor(states.labels[:40].astype(float))
+g, signs = (
+    torch.tensor(states.g[:40]),
+    torch.tensor(states.labels[:40].astype(float)),
+)
 others = torch.randn(500, g.shape[1], generator=draw, dtype=torch.float64)
 head = torch.cat([torch.tensor(states.rows), others])
 log_probs = (g @ head.T).log_softmax(-1)
@@ -244,7 +257,9 @@ margins = config.beta * signs * (ratio[:, 0] - ratio[:, 1])
 dpo.loss(margins).mean().backward()
 moved = weights.grad.norm(dim=1) > 1e-12 * weights.grad.norm()
 assert torch.allclose(weights.grad[0], -weights.grad[1])
-print(f"rows that move: {moved.nonzero().flatten().tolist()} of {len(head)} (0 is Yes, 1 is No)")
+print(
+    f"rows that move: {moved.nonzero().flatten().tolist()} of {len(head)} (0 is Yes, 1 is No)"
+)
 
 # %% [markdown]
 # ## What was shown

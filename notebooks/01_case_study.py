@@ -47,17 +47,16 @@ from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown, display
-
 from dpo_helpers import claims, experiments, last_layer, models, plots
 from dpo_helpers import data as statements
 from dpo_helpers.config import configure
 from dpo_helpers.runs import Records
+from IPython.display import Markdown, display
 
 config = configure(globals())
 records = Records(config)
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "nbval-ignore-output"]
 display(
     Markdown(
         f"**Model:** {models.describe(config.model)} **Data:** {statements.source(config.data)}."
@@ -90,7 +89,9 @@ display(
 
 # %% tags=["nbval-ignore-output", "not-stored"]
 if statements.at_hand(config.data):
-    some = statements.load_behavior(config.behaviors[0], config.data).rows.select(range(4))
+    some = statements.load_behavior(
+        config.behaviors[0], config.data
+    ).rows.select(range(4))
     display(some.to_pandas()[["statement", "answer_matching_behavior"]])
 
 # %% [markdown]
@@ -111,7 +112,9 @@ tokens = tiny.tokenizer(prompts).input_ids
 together = hidden_states(tiny, prompts)
 alone = np.concatenate([hidden_states(tiny, [prompt]) for prompt in prompts])
 assert np.abs(together - alone).max() < 1e-4
-print(f"{sum(map(len, tokens))} tokens, of which {len(grow(tokens).tokens)} in the tree")
+print(
+    f"{sum(map(len, tokens))} tokens, of which {len(grow(tokens).tokens)} in the tree"
+)
 
 # %% [markdown]
 # The states of the behaviors of this book are recorded. Let $\hat\mu_\pm$ and $\hat\Sigma_\pm$ be
@@ -123,8 +126,18 @@ print(f"{sum(map(len, tokens))} tokens, of which {len(grow(tokens).tokens)} in t
 # %%
 states = {behavior: records.states(behavior) for behavior in config.behaviors}
 measured = {behavior: experiments.measured(s) for behavior, s in states.items()}
-columns = ["n", "distinguishability", "delta", "mean_norm", "cov_norm", "cov_trace", "c_v", "c_n"]
-pd.DataFrame(map(asdict, measured.values()), index=measured)[columns].round(3)
+columns = [
+    "n",
+    "distinguishability",
+    "delta",
+    "mean_norm",
+    "cov_norm",
+    "cov_trace",
+    "c_v",
+    "c_n",
+]
+names = [plots.short(behavior, 34) for behavior in measured]
+pd.DataFrame(map(asdict, measured.values()), index=names)[columns].round(3)
 
 # %% [markdown]
 # Two things to notice. The constants are small, as the paper reports for its model (claim A0
@@ -151,7 +164,7 @@ from dpo_helpers.geometry import neighbours_agree
 rows = {}
 for behavior, s in three.items():
     m = experiments.measured(s)
-    rows[behavior] = {
+    rows[plots.short(behavior, 40)] = {
         "distinguishability": m.distinguishability,
         "spread: √Tr Σ": m.cov_trace**0.5,
         "ratio": m.distinguishability / m.cov_trace**0.5,
@@ -181,7 +194,12 @@ pd.DataFrame(rows).T.round(3)
 first = states[config.behaviors[-1]]
 problem = last_layer.Problem(first.g, first.labels, first.train)
 history = last_layer.train(
-    [problem], first.boundary, beta=config.beta, learning_rate=1.0, steps=10, batch_size=32
+    [problem],
+    first.boundary,
+    beta=config.beta,
+    learning_rate=1.0,
+    steps=10,
+    batch_size=32,
 )
 print({name: values.shape for name, values in history.items()})
 assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
@@ -214,12 +232,19 @@ display(
 
 # %% mystnb={"figure": {"caption": "Training and held-out loss of the last layer (the paper's Figure 3).", "name": "fig-loss"}, "image": {"alt": "Two panels of loss against step for five behaviors, all starting at log 2. The more distinguishable a behavior, the faster its loss falls, in training and on held-out statements."}}
 f3 = experiments.last_layer_run(records, "f3")
-train_loss, test_loss = (f3.arrays["loss"][:, 0, held_out] for held_out in (0, 1))
-plots.curves({"training loss": train_loss, "held-out loss": test_loss}, config.behaviors)
+train_loss, test_loss = (
+    f3.arrays["loss"][:, 0, held_out] for held_out in (0, 1)
+)
+plots.curves(
+    {"training loss": train_loss, "held-out loss": test_loss}, config.behaviors
+)
 
 # %% mystnb={"figure": {"caption": "How far the unembedding moves (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}}
 distance = f3.arrays["distance"]
-plots.curves({"‖W(t) − W(0)‖": distance, "first ten steps": distance[:, :11]}, config.behaviors)
+plots.curves(
+    {"‖W(t) − W(0)‖": distance, "first ten steps": distance[:, :11]},
+    config.behaviors,
+)
 
 # %% tags=["hide-input"]
 order = claims.loss_order(records, "f3"), claims.distance_order(records, "f3")
@@ -242,9 +267,14 @@ display(
 # A learning rate is no property of a method alone; a reproduction on another model has to scale it.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The same with the paper's literal learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The order of the behaviors is the same, but the loss falls by less than one per cent."}}
-literal = experiments.last_layer_run(records, "f3-paper-rate", learning_rate=0.1).arrays
+literal = experiments.last_layer_run(
+    records, "f3-paper-rate", learning_rate=0.1
+).arrays
 plots.curves(
-    {"training loss": literal["loss"][:, 0, 0], "‖W(t) − W(0)‖": literal["distance"]},
+    {
+        "training loss": literal["loss"][:, 0, 0],
+        "‖W(t) − W(0)‖": literal["distance"],
+    },
     config.behaviors,
 )
 
@@ -258,7 +288,9 @@ plots.curves(
 # {numref}`fig-balanced` compares the two: same behaviors, same $\eta$.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Uniform and balanced minibatches, the first ten steps.", "name": "fig-balanced"}, "image": {"alt": "Two panels of distance moved against step, uniform minibatches left and balanced ones right. With uniform minibatches the bands of the seeds are wide and the early distances of all behaviors lie close together; with balanced ones they are narrow and apart."}}
-balanced = experiments.last_layer_run(records, "f3-balanced", sampling="balanced").arrays
+balanced = experiments.last_layer_run(
+    records, "f3-balanced", sampling="balanced"
+).arrays
 plots.curves(
     {
         "uniform: ‖W(t) − W(0)‖": distance[:, :11],
@@ -275,16 +307,30 @@ plots.curves(
 
 # %%
 def share_along_mean(sampling, steps):
-    problems = [last_layer.Problem(s.g, s.labels, s.train) for s in states.values()]
-    settings = dict(beta=config.beta, learning_rate=eta, batch_size=config.batch_size)
+    problems = [
+        last_layer.Problem(s.g, s.labels, s.train) for s in states.values()
+    ]
+    settings = dict(
+        beta=config.beta, learning_rate=eta, batch_size=config.batch_size
+    )
     delta = last_layer.train(
-        problems, first.boundary, steps=steps, sampling=sampling, seeds=config.seeds, **settings
+        problems,
+        first.boundary,
+        steps=steps,
+        sampling=sampling,
+        seeds=config.seeds,
+        **settings,
     )["delta"]
     means = np.stack(
-        [(s.g[s.labels > 0].mean(0) + s.g[s.labels < 0].mean(0)) / 2 for s in states.values()]
+        [
+            (s.g[s.labels > 0].mean(0) + s.g[s.labels < 0].mean(0)) / 2
+            for s in states.values()
+        ]
     )
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    return (np.einsum("kd,kds->ks", means, delta) ** 2 / (delta**2).sum(1)).mean(1)
+    return (
+        np.einsum("kd,kds->ks", means, delta) ** 2 / (delta**2).sum(1)
+    ).mean(1)
 
 
 shares = {
@@ -292,7 +338,7 @@ shares = {
     for sampling in ("uniform", "balanced")
     for t in (1, 10, config.steps)
 }
-pd.DataFrame(shares, index=list(config.behaviors)).map("{:.1%}".format)
+pd.DataFrame(shares, index=names).map("{:.1%}".format)
 
 # %% [markdown]
 # With uniform minibatches the first step of a hard behavior is mostly noise along the common

@@ -53,7 +53,7 @@ def test_second_derivative_of_the_loss():
     (first,) = torch.autograd.grad(dpo.loss(m).sum(), m, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), m)
     x = m.detach().numpy()
-    np.testing.assert_allclose(second, expit(x) * expit(-x), rtol=1e-10)
+    np.testing.assert_allclose(second, expit(x) * expit(-x), rtol=1e-9, atol=1e-15)
 
 
 # The margin
@@ -144,7 +144,7 @@ def test_population_loss_is_least_where_its_gradient_vanishes():
     best = dpo.rlhf_optimum(reference, rewards, 0.5).requires_grad_()
     least = dpo.population_loss(best, reference, rewards, 0.5)
     (gradient,) = torch.autograd.grad(least, best)
-    assert gradient.abs().max() < 1e-16
+    assert gradient.abs().max() < 1e-14
     assert least < dpo.population_loss(reference, reference, rewards, 0.5) - 1e-3
     assert least < dpo.population_loss(policy, reference, rewards, 0.5) - 1e-3
 

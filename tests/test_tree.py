@@ -29,8 +29,8 @@ def _prefixes(sequences):
 def _large(draw):
     """Sequences whose tree spans several blocks: shared openings, then random branches."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    count, longest = draw(st.integers(5, 40)), draw(st.integers(8, 60))
-    alphabet, shared = draw(st.integers(1, 4)), draw(st.integers(0, 90))
+    count, longest = draw(st.integers(16, 40)), draw(st.integers(30, 60))
+    alphabet, shared = draw(st.integers(2, 4)), draw(st.integers(0, 90))
     opening = rng.integers(0, alphabet, shared).tolist()
     tails = [rng.integers(0, alphabet, rng.integers(1, longest + 1)) for _ in range(count)]
     cuts = rng.integers(0, shared + 1, count)

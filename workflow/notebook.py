@@ -22,12 +22,17 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 def source(chapter: str) -> nbformat.NotebookNode:
     """The notebook of ``notebooks/CHAPTER.py``, its cells' ids made from their content."""
     notebook = jupytext.read(ROOT / "notebooks" / f"{chapter}.py")
+    _name(notebook)
+    return notebook
+
+
+def _name(notebook: nbformat.NotebookNode) -> None:
+    """Give every cell an id made from its content."""
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         digest = hashlib.sha256(f"{cell.cell_type} {cell.source}".encode()).hexdigest()[:12]
         seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-    return notebook
 
 
 def key(chapter: str) -> str:
@@ -48,11 +53,11 @@ def execute(chapter: str, tier: str, output: Path) -> None:
         papermill.execute_notebook(
             given,
             done,
-            parameters={"tier": tier},
+            parameters={"tier": tier} if tier != "book" else {},
             cwd=ROOT / "notebooks",
             kernel_name="python3",
             progress_bar=False,
-            extra_arguments=["--log-level=40"],
+            extra_arguments=["--log-level=50"],
         )
         notebook = clean(nbformat.read(done, as_version=4), store=tier == "book")
     notebook.metadata["dpo"] = {"tier": tier, "key": key(chapter)}
@@ -61,15 +66,12 @@ def execute(chapter: str, tier: str, output: Path) -> None:
 
 
 def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode:
-    """Without what differs from run to run: times, injected cells, stderr, empty tags.
+    """Without what differs from run to run: times, random ids, stderr, empty tags.
 
     To ``store`` it, the outputs of cells tagged "not-stored" are left out too:
     they show statements from the reader's copy of the data.
     """
-    cells = []
     for cell in notebook.cells:
-        if "injected-parameters" in cell.metadata.get("tags", ()):
-            continue
         kept = {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
@@ -80,8 +82,7 @@ def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = None
-        cells.append(cell)
-    notebook.cells = cells
+    _name(notebook)
     spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
     notebook.metadata = nbformat.from_dict({"kernelspec": spec, "language_info": language})

@@ -1,0 +1,168 @@
+"""The notebooks: pairs in sync, their form, what they store, and that they repeat."""
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dpo_helpers.experiments import CHAPTERS
+from dpo_helpers.runs import ROOT
+from workflow import notebook as pages
+
+STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def code(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_chapter_has_its_pair():
+    assert [path.stem for path in STORED] == sorted(CHAPTERS)
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_pairs_are_in_sync(path):
+    source, stored = pages.source(path.stem), nbformat.read(path, as_version=4)
+    assert len(source.cells) == len(stored.cells)
+    for ours, theirs in zip(source.cells, stored.cells, strict=True):
+        assert ours.cell_type == theirs.cell_type
+        assert ours.source == theirs.source
+        assert ours.metadata.get("tags", []) == theirs.metadata.get("tags", [])
+        assert ours.metadata.get("mystnb") == theirs.metadata.get("mystnb")
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_page_budget(path):
+    cells = code(pages.source(path.stem))
+    lengths = [len(cell.source.splitlines()) for cell in cells]
+    # The parameters and the imports are the same everywhere.
+    assert len(cells) <= 24
+    assert statistics.median(lengths) <= 8
+    assert statistics.quantiles(lengths, n=10)[-1] <= 25
+    prose = sum(
+        len(cell.source.splitlines())
+        for cell in pages.source(path.stem).cells
+        if cell.cell_type == "markdown"
+    )
+    shown = [cell for cell in cells if "hide-input" not in cell.metadata.get("tags", [])]
+    assert prose >= 1.5 * sum(len(cell.source.splitlines()) for cell in shown)
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_figures_have_caption_label_and_alt_text(path):
+    for cell in code(nbformat.read(path, as_version=4)):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            about = cell.metadata["mystnb"]
+            assert about["figure"]["caption"] and about["figure"]["name"].startswith("fig-")
+            assert len(about["image"]["alt"]) > 40
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_stored_outputs_are_clean_and_fresh(path):
+    text = path.read_text()
+    notebook = nbformat.reads(text, as_version=4)
+    assert notebook.metadata["dpo"] == {"tier": "book", "key": pages.key(path.stem)}
+    assert "papermill" not in notebook.metadata and "papermill" not in text.split('"source"')[0]
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    assert outputs, "a stored notebook without outputs"
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    blob = json.dumps([{k: v for k, v in o.items() if k != "data"} for o in outputs])
+    blob += json.dumps([o.get("data", {}).get("text/plain", "") for o in outputs])
+    assert not re.search(r"(/home/|/root/|/tmp/|/work/|[A-Z]:\\\\)", blob)
+
+
+def test_no_statement_of_the_data_sets_is_stored():
+    folder = os.environ.get("DPO_DATA_DIR") or ROOT.parent / "shared" / "data"
+    files = sorted((Path(folder) / "persona").glob("*.jsonl"))
+    if not files:
+        pytest.skip("Anthropic's Persona set is not at hand (DPO_DATA_DIR)")
+    quoted = {"I hate new ideas and experiences"}
+    quoted.add("It is important to treat other people with kindness and respect")
+    quoted.add("I tend to enjoy getting into confrontations and arguments with others")
+    tracked = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    texts = []
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.suffix not in (".png", ".npz", ".lock") and path.is_file():
+            texts.append(re.sub(r"\s+", " ", path.read_text(errors="ignore").replace("# ", "")))
+    everything = "\n".join(texts)
+    for file in files:
+        for line in file.read_text().splitlines():
+            statement = json.loads(line)["statement"].strip()
+            if len(statement.split()) >= 5 and statement.strip(".") not in quoted:
+                assert statement not in everything, f"{file.name}: {statement}"
+
+
+def test_no_sample_statement_is_from_the_data_sets():
+    folder = os.environ.get("DPO_DATA_DIR") or ROOT.parent / "shared" / "data"
+    files = sorted((Path(folder) / "persona").glob("*.jsonl"))
+    if not files:
+        pytest.skip("Anthropic's Persona set is not at hand (DPO_DATA_DIR)")
+
+    def words(text: str) -> str:
+        return " ".join(re.findall(r"[a-z']+", text.lower()))
+
+    theirs = {words(json.loads(x)["statement"]) for f in files for x in f.read_text().splitlines()}
+    for file in sorted((ROOT / "dpo_helpers" / "sample" / "persona").glob("*.jsonl")):
+        for line in file.read_text().splitlines():
+            assert words(json.loads(line)["statement"]) not in theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", sorted(CHAPTERS))
+def test_executing_twice_gives_the_same_bytes(chapter, tmp_path):
+    """At the smoke tier, but for cells that are tagged as free to differ."""
+    first = ROOT / "build" / "smoke" / "notebooks" / f"{chapter}.ipynb"
+    second = tmp_path / first.name
+    command = [sys.executable, "-m", "workflow.notebook", chapter, "smoke", str(second)]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+    def fixed(path: Path) -> str:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in code(notebook):
+            if "nbval-ignore-output" in cell.metadata.get("tags", []):
+                cell.outputs = []
+        return nbformat.writes(notebook)
+
+    assert fixed(first) == fixed(second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_stored_notebooks_replay_without_data_weights_or_network(path, tmp_path):
+    """nbval compares every output with the stored one."""
+    environment = {k: v for k, v in os.environ.items() if k != "DPO_DATA_DIR"}
+    environment |= {"DPO_CACHE_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-q", str(path)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert not list(tmp_path.iterdir()), "something was fetched or converted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", sorted(CHAPTERS))
+def test_smoke_notebooks_pass_nbval(chapter, tmp_path):
+    # Beside the sources: a notebook's folder is where nbval runs it.
+    path = ROOT / "build" / "smoke" / "notebooks" / f"{chapter}.ipynb"
+    shutil.copy(path, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-q", path.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
