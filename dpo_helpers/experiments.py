@@ -165,6 +165,25 @@ def last_layer_run(records: Records, name: str, **changes: object) -> Run:
     return records.get(name, settings, inputs, ("dpo", "last_layer"), make)
 
 
+def share_along_mean(records: Records, sampling: str, steps: int) -> np.ndarray:
+    """The share of ‖δ‖² along the common mean after ``steps``, mean over seeds: (behaviors,)."""
+    config = records.config
+    states = [records.states(behavior) for behavior in config.behaviors]
+    delta = last_layer.train(
+        [last_layer.Problem(s.g, s.labels, s.train) for s in states],
+        states[0].boundary,
+        beta=config.beta,
+        learning_rate=learning_rate(records),
+        steps=steps,
+        batch_size=config.batch_size,
+        sampling=sampling,
+        seeds=config.seeds,
+    )["delta"]
+    means = np.stack([(s.g[s.labels > 0].mean(0) + s.g[s.labels < 0].mean(0)) for s in states])
+    along = np.einsum("kd,kds->ks", means, delta) ** 2 / (means**2).sum(1, keepdims=True)
+    return (along / (delta**2).sum(1)).mean(1)
+
+
 def planes_run(records: Records) -> Run:
     """UMAP coordinates of the behaviors of Figure 2: one (n, 2) array a behavior."""
     behaviors = FIGURE_2[records.config.tier]

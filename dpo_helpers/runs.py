@@ -195,6 +195,17 @@ class Records:
         except InputError:
             return None
 
+    def header(self) -> str:
+        """What is at hand, for the top of an executed notebook, in Markdown."""
+        config = self.config
+        rows = {
+            "tier": config.tier,
+            "model": models.describe(config.model),
+            "data": data.source(config.data),
+            "behaviors": ", ".join(config.behaviors),
+        }
+        return "\n".join(f"- **{name}:** {value}" for name, value in rows.items())
+
     def provenance(self) -> str:
         """One line of Markdown: where the numbers shown so far come from."""
         infos = [run.info for run in self.used.values()]

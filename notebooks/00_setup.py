@@ -57,17 +57,7 @@ records = Records(config)
 # What is at hand:
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-from dpo_helpers import data as statements
-from dpo_helpers import models
-
-display(
-    Markdown(
-        f"- **tier** {config.tier}\n"
-        f"- **model** {models.describe(config.model)}\n"
-        f"- **data** {statements.source(config.data)}\n"
-        f"- **behaviors** {', '.join(config.behaviors)}"
-    )
-)
+display(Markdown(records.header()))
 
 # %% [markdown]
 # ## Preferences and rewards
