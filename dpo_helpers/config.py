@@ -70,6 +70,10 @@ class Config:
             raise InputError("parameter behaviors = (): name at least one behavior")
         if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise unknown("device", self.device, ("auto", "cpu", "cuda", "mps"))
+        if self.sampling == "balanced" and self.batch_size % 2:
+            raise InputError(
+                f"parameter batch_size = {self.batch_size}: must be even for balanced minibatches"
+            )
         if self.sampling not in ("uniform", "balanced", "full"):
             raise unknown("sampling", self.sampling, ("uniform", "balanced", "full"))
 

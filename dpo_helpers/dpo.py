@@ -23,7 +23,7 @@ def loss(margins: "torch.Tensor") -> "torch.Tensor":
     """−log σ(m) of each pair: the DPO loss, eq. (4) before the expectation. Any shape."""
     import torch
 
-    return torch.nn.functional.softplus(-margins)
+    return -torch.nn.functional.logsigmoid(margins)
 
 
 def bradley_terry(rewards: "torch.Tensor") -> "torch.Tensor":

@@ -47,13 +47,13 @@ def forward(network: "torch.nn.Module", tree: Tree) -> "torch.Tensor":
 
     config, body = network.config, network.base_model
     AttentionInterface.register("token_tree", _attend)
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     window = getattr(config, "sliding_window", None)
-    if len(kinds) > 1:
-        windows = {"full_attention": None, "sliding_attention": window}
-        mask = {kind: _mask(tree, windows[kind], body) for kind in kinds}
-    else:
-        mask = _mask(tree, window, body)
+    kinds = sorted(set(getattr(config, "layer_types", None) or ["all"]))
+    windows = {"full_attention": None, "sliding_attention": window, "all": window}
+    looks = {kind: blocks(tree, windows[kind]) for kind in kinds}
+    keys = looks[kinds[0]][0]
+    masks = {kind: _mask(seen, body) for kind, (_, seen) in looks.items()}
+    mask = masks if len(kinds) > 1 else masks[kinds[0]]
     before = config._attn_implementation
     network.set_attn_implementation("token_tree")
     try:
@@ -61,20 +61,20 @@ def forward(network: "torch.nn.Module", tree: Tree) -> "torch.Tensor":
             input_ids=torch.tensor(tree.tokens, device=body.device)[None],
             position_ids=torch.tensor(tree.depths, device=body.device)[None],
             attention_mask=mask,
-            tree_keys=torch.tensor(blocks(tree)[0], device=body.device),
+            tree_keys=torch.tensor(keys, device=body.device),
             use_cache=False,
         ).last_hidden_state[0]
     finally:
         network.set_attn_implementation(before)
 
 
-def _mask(tree: Tree, window: int | None, body: "torch.nn.Module") -> "torch.Tensor":
+def _mask(seen: np.ndarray, body: "torch.nn.Module") -> "torch.Tensor":
     """(blocks, 1, BLOCK, K) to be added to the attention scores."""
     import torch
 
-    seen = torch.tensor(blocks(tree, window)[1], device=body.device)[:, None]
     zero = torch.zeros((), dtype=body.dtype, device=body.device)
-    return torch.where(seen, zero, torch.finfo(body.dtype).min)
+    lowest = torch.finfo(body.dtype).min
+    return torch.where(torch.tensor(seen, device=body.device)[:, None], zero, lowest)
 
 
 def _attend(

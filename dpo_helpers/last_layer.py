@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .dpo import loss
+from .errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,9 @@ def train(
       distance       (k, t, s)        ‖W_U(t) − W_U(0)‖
       delta          (k, d, s)        δ after the last step
     A held-out set without statements measures NaN.
+
+    Raises InputError if there is nothing to draw from, ValueError for problems
+    of different numbers of groups.
     """
     import torch
 
@@ -133,6 +137,8 @@ def _draws(problem: Problem, steps: int, size: int, sampling: str, seed: int) ->
     sides = [np.flatnonzero(problem.train)]
     if sampling == "balanced":
         sides = [np.flatnonzero(problem.train & (problem.labels == side)) for side in (1, -1)]
+    if not all(len(side) for side in sides):
+        raise InputError(f"{sampling} minibatches: a side has no training statements; add some")
     rng = np.random.default_rng(seed)
     for step in range(steps):
         for side in sides:

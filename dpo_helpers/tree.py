@@ -99,7 +99,7 @@ def pack(sequences: Sequence[Sequence[int]], tokens: int) -> list[tuple[np.ndarr
     for at, i in enumerate(order):
         before = sequences[order[at - 1]] if at > start else ()
         new = len(sequences[i]) - _shared(before, sequences[i])
-        if at > start and size + new > tokens:
+        if at > start and new and size + new > tokens:
             packed.append(order[start:at])
             start, size, new = at, 0, len(sequences[i])
         size += new

@@ -241,6 +241,9 @@ plots.curves(
 # rule puts $\kappa$ just below its limit, where a step along the common mean is corrected by
 # the next one rather than damped. The section after next takes this apart.
 #
+# Nothing here was tuned to make the curves fan out: the recipe is one for all behaviors, and its one
+# free number comes from the rule above.
+#
 # The order of the curves is the order of $\|\hat\mu_+ - \hat\mu_-\|$ in the table above, which is
 # not quite the paper's numbering: under this model two of the five have changed places.
 

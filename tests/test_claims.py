@@ -78,5 +78,5 @@ def test_a_bad_row_is_named(tmp_path, change, message):
 def test_an_id_given_twice_is_named(tmp_path):
     path = tmp_path / "claims.yml"
     path.write_text(yaml.safe_dump([ROW, ROW]))
-    with pytest.raises(InputError, match="row 2.*twice"):
+    with pytest.raises(InputError, match=r"row 2.*twice"):
         claims.ledger(path)

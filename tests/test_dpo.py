@@ -8,6 +8,15 @@ from scipy.special import expit
 from dpo_helpers import dpo
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Many tiny operations: threads would wait for each other, the more so beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _policies(seed, prompts=4, responses=5):
     """Two random policies (log-probabilities) and random rewards."""
     draw = torch.Generator().manual_seed(seed)

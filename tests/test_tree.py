@@ -1,5 +1,7 @@
 """Token trees: nothing lost, nothing twice, and everyone sees their ancestors alone."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,7 +76,7 @@ def test_pack(sequences, budget):
         assert len(tree.tokens) == len(_prefixes(own))
         # Within the budget, unless it is one sequence that is too long by itself.
         assert len(tree.tokens) <= budget or len(group) == 1
-    for (one, tree), (other, _) in zip(packed, packed[1:], strict=False):
+    for (one, tree), (other, _) in pairwise(packed):
         # Near the budget: what opens the next tree did not fit into this one.
         joined = _prefixes([sequences[i] for i in (*one, other[0])])
         assert len(joined) > budget

@@ -71,17 +71,19 @@ def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode
     To ``store`` it, the outputs of cells tagged "not-stored" are left out too:
     they show statements from the reader's copy of the data.
     """
+    count = 0
     for cell in notebook.cells:
         kept = {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
-            cell.execution_count = None
+            count += 1
+            cell.execution_count = count
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
             if store and "not-stored" in kept.get("tags", ()):
                 cell.outputs = []
             for output in cell.outputs:
                 if "execution_count" in output:
-                    output.execution_count = None
+                    output.execution_count = count
     _name(notebook)
     spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
