@@ -46,9 +46,10 @@ device = None
 # line. `Records` is the store of recorded runs, and knows which of them still match the code.
 
 # %%
+from IPython.display import Markdown, display
+
 from dpo_helpers.config import configure
 from dpo_helpers.runs import Records
-from IPython.display import Markdown, display
 
 config = configure(globals())
 records = Records(config)
@@ -102,6 +103,7 @@ display(Markdown(records.header()))
 
 # %%
 import torch
+
 from dpo_helpers import dpo
 
 print(dpo.loss(torch.tensor([-2.0, 0.0, 2.0])))
