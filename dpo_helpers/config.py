@@ -34,6 +34,7 @@ class Config:
     batch_size     statements drawn anew at each step
     sampling       "uniform" or "balanced" minibatches, or "full" (gradient descent)
     seeds          number of seeds, 0 … seeds − 1
+    dtype          of the model: "float32", or "bfloat16"
     newline        whether the prompt ends in a newline (the authors' training script: yes)
     device         "auto", "cpu", "cuda" or "mps"
     """
@@ -49,6 +50,7 @@ class Config:
     batch_size: int
     sampling: str
     seeds: int
+    dtype: str
     newline: bool
     device: str
 
@@ -68,6 +70,8 @@ class Config:
             )
         if not self.behaviors:
             raise InputError("parameter behaviors = (): name at least one behavior")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise unknown("dtype", self.dtype, ("float32", "bfloat16"))
         if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             raise unknown("device", self.device, ("auto", "cpu", "cuda", "mps"))
         if self.sampling == "balanced" and self.batch_size % 2:
@@ -84,6 +88,7 @@ _COMMON = dict(
     steps=100,
     batch_size=128,
     sampling="uniform",
+    dtype="float32",
     newline=True,
     device="auto",
 )
@@ -105,7 +110,9 @@ TIERS: dict[str, dict[str, object]] = {
         seeds=5,
     ),
     "book": _COMMON | _PERSONA | dict(model="smollm2-135m", seeds=20),
-    "paper": _COMMON | _PERSONA | dict(model="llama-2-7b", learning_rate=0.1, seeds=1),
+    "paper": _COMMON
+    | _PERSONA
+    | dict(model="llama-2-7b", learning_rate=0.1, seeds=1, dtype="bfloat16"),
 }
 
 

@@ -219,7 +219,7 @@ def conventions_run(records: Records) -> Run:
                 statements = load_behavior(behavior, config.data)
                 once = hidden_states(model, statements.prompts(newline))
                 with torch.inference_mode():
-                    twice = norm(torch.tensor(once, device=norm.weight.device)).cpu().numpy()
+                    twice = norm(torch.tensor(once).to(norm.weight)).float().cpu().numpy()
                 rows.append(
                     [geometry(g, statements.labels).distinguishability for g in (once, twice)]
                 )

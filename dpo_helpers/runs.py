@@ -163,7 +163,12 @@ class Records:
 
         run = self.get(
             name,
-            settings={"model": config.model, "behavior": behavior, "newline": config.newline},
+            settings={
+                "model": config.model,
+                "behavior": behavior,
+                "newline": config.newline,
+                "dtype": config.dtype,
+            },
             inputs={
                 "data": statements.sha256 if statements else None,
                 "model": models.weights_sha256(config.model) or self._weights(),
@@ -186,7 +191,7 @@ class Records:
     def model(self) -> models.Model:
         """The configuration's model, loaded once."""
         if self._model is None:
-            self._model = models.load(self.config.model, self.config.device)
+            self._model = models.load(self.config.model, self.config.device, self.config.dtype)
         return self._model
 
     def _weights(self) -> str | None:

@@ -122,14 +122,18 @@ print(
 # %%
 states = {behavior: records.states(behavior) for behavior in config.behaviors}
 measured = {name: experiments.measured(s) for name, s in states.items()}
-columns = "n distinguishability delta mean_norm cov_norm cov_trace c_v c_n"
+columns = {
+    "n": "n", "distinguishability": "‖μ̂₊−μ̂₋‖", "delta": "Δ", "mean_norm": "max ‖μ̂±‖",
+    "cov_norm": "‖Σ̂±‖", "cov_trace": "Tr Σ̂±", "c_v": "c_v", "c_n": "c_n",
+}  # fmt: skip
 names = [plots.short(behavior, 34) for behavior in config.behaviors]
-pd.DataFrame(measured.values(), index=names)[columns.split()].round(3)
+table = pd.DataFrame(measured.values(), index=names)
+table[list(columns)].rename(columns=columns).round(3)
 
 # %% [markdown]
 # Each row is computed in float64 from the stored states: all statements of the behavior, those
-# held out below included, as in the paper. `delta` is the exponent $\Delta$, so that a $\Delta$ near 0
-# means a distinguishability near 1 whatever $d$ is.
+# held out below included, as in the paper. With the exponent $\Delta$ near 0 the distinguishability is
+# near 1, whatever $d$ is.
 #
 # Two things to notice. The constants are small, as the paper reports for its model (claim A0
 # below). And the common mean is an order of magnitude longer than the difference of the two
@@ -152,26 +156,25 @@ plots.planes({name: (flat.arrays[name], s.labels) for name, s in three.items()})
 # %%
 from dpo_helpers.geometry import neighbours_agree
 
-pd.DataFrame(
-    {
-        plots.short(name, 40): {
-            "distinguishability": (
-                m := experiments.measured(s)
-            ).distinguishability,
-            "spread √Tr Σ": m.cov_trace**0.5,
-            "ratio": m.distinguishability / m.cov_trace**0.5,
-            "neighbours that agree": neighbours_agree(s.g, s.labels),
-        }
-        for name, s in three.items()
-    }
-).T.round(3)
+seen = pd.DataFrame()
+for name, s in three.items():
+    m, row = experiments.measured(s), plots.short(name, 40)
+    seen.loc[row, "‖μ̂₊−μ̂₋‖"] = m.distinguishability
+    seen.loc[row, "√Tr Σ̂±"] = m.cov_trace**0.5
+    seen.loc[row, "ratio"] = m.distinguishability / m.cov_trace**0.5
+    seen.loc[row, "neighbours that agree"] = neighbours_agree(s.g, s.labels)
+display(seen.round(3))
+ranks = seen.corr(method="spearman")["neighbours that agree"].round(2)
+print(
+    f"rank correlation with agreement: length {ranks.iloc[0]}, ratio {ranks.iloc[2]}"
+)
 
 # %% [markdown]
-# What the eye calls separation is not the length $\|\hat\mu_+ - \hat\mu_-\|$ alone: it is that
-# length beside the spread of the statements. Two behaviors of equal distinguishability can look
-# quite different, and the *ratio* above orders the pictures where the length may not. The paper
-# uses one word for both. Its theorems are about the length, so that is what *distinguishability*
-# means in this book; whether Figure 2 supports it under this model is claim F2 below.
+# What the eye calls separation is not the length $\|\hat\mu_+ - \hat\mu_-\|$ alone but that length
+# beside the spread of the statements, and not even that quite. Two behaviors of equal length can
+# look different. The paper uses one word for both. Its theorems are about the length, so that is
+# what *distinguishability* means in this book; whether Figure 2 supports it under this model is
+# claim F2 below.
 
 # %% [markdown]
 # ## Training the last layer
@@ -208,15 +211,12 @@ assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
 # calibration behavior that is not among the five.**
 
 # %%
-calibration = experiments.measured(records.states(config.calibration))
 eta = experiments.learning_rate(records)
-display(
-    Markdown(
-        f"On *{config.calibration}* λ = {calibration.lam:.0f}; the rule gives **η = {eta:g}** "
-        f"with κ = {calibration.kappa(eta, config.beta):.2f}. The paper's η = 0.1 has "
-        f"κ = {calibration.kappa(0.1, config.beta):.3f}."
-    )
-)
+calibration = experiments.measured(records.states(config.calibration))
+kappa = calibration.kappa(eta, config.beta)
+print(f"on {config.calibration}: λ = {calibration.lam:.0f}")
+print(f"the rule gives η = {eta:g} with κ = {kappa:.2f}")
+print(f"the paper's η = 0.1 has κ = {kappa * 0.1 / eta:.3f}")
 
 # %% [markdown]
 # ### Loss and motion
