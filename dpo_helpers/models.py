@@ -162,7 +162,7 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
         network, tokenizer, sha256 = _tiny(card.tiny)
     else:
         folder = converted(name) if card and card.wheels else _folder(name, card)
-        sha256 = weights_sha256(name) or _sha256_of_folder(folder)
+        sha256 = weights_sha256(name)
         try:
             with _quiet():
                 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -213,10 +213,15 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def weights_sha256(name: str) -> str | None:
-    """The pinned hash of a wheel model's weights, known without having them; else None."""
+def weights_sha256(name: str) -> str:
+    """The hash of a model's weights; of a wheel model's it is known without having them.
+
+    Raises InputError if the weights of another model are not at hand.
+    """
     card = CARDS.get(name)
-    return card.gguf_sha256 if card and card.wheels else None
+    if card and card.wheels:
+        return card.gguf_sha256
+    return _tiny(card.tiny)[2] if card and card.tiny else _sha256_of_folder(_folder(name, card))
 
 
 def cache_dir() -> Path:

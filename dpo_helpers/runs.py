@@ -81,19 +81,20 @@ class Records:
     """The store of one configuration's runs.
 
     The book tier's own runs stand under ``results/``; other tiers, and what a
-    reader varies, under ``build/runs/``, so that play overwrites nothing.
+    reader varies, are written under ``build/runs/``, so that play overwrites
+    nothing. Whatever still holds after a change, such as the hidden states
+    under another learning rate, is replayed from where it stands.
     """
 
     def __init__(self, config: Config, results: Path | None = None) -> None:
         self.config = config
-        own = is_default(config)
+        book, tiers = ROOT / "results", ROOT / "build" / "runs"
+        home = book if config.tier == "book" else tiers / config.tier
+        fingerprint = _digest(dataclasses.asdict(config))[:8]
+        self.root = home if is_default(config) else tiers / f"{config.tier}-{fingerprint}"
+        self.roots = list(dict.fromkeys((self.root, home, book)))
         if results is not None:
-            self.root = results
-        elif config.tier == "book" and own:
-            self.root = ROOT / "results"
-        else:
-            fingerprint = "" if own else "-" + _digest(dataclasses.asdict(config))[:8]
-            self.root = ROOT / "build" / "runs" / (config.tier + fingerprint)
+            self.root, self.roots = results, [results]
         self.used: dict[str, Run] = {}
         self._model: models.Model | None = None
 
@@ -114,17 +115,19 @@ class Records:
 
         Raises InputError when there is no record and it cannot be made.
         """
-        folder = self.root / name
         key = {"settings": _plain(settings), "inputs": dict(inputs), "code": code_hash(code)}
         missing = tuple(what for what, sha256 in inputs.items() if sha256 is None)
-        record = read(folder)
-        differs = _differs(record.info["key"], key) if record else ["no record"]
+        found = [(_differs(record.info["key"], key), record) for record in self.find(name)]
+        differs, record = min(found, key=lambda pair: len(pair[0]), default=([], None))
         if record and not differs:
             run = dataclasses.replace(record, name=name, missing=missing)
         else:
             try:
                 if missing:
-                    raise InputError(f"run {name}: {' and '.join(missing)} not at hand")
+                    raise InputError(
+                        f"run {name}: not recorded as asked for, and {' and '.join(missing)} not "
+                        "at hand to make it; set DPO_DATA_DIR to a copy of the data"
+                    )
                 start = time.monotonic()
                 arrays = make()
                 seconds = time.monotonic() - start
@@ -138,10 +141,15 @@ class Records:
             else:
                 info = {"key": key, "device": _device(self.config.device)}
                 info |= {"wall_seconds": round(seconds, 1), **_provenance()}
-                write(folder, arrays, info)
-                run = dataclasses.replace(read(folder), name=name)
+                write(self.root / name, arrays, info)
+                run = dataclasses.replace(read(self.root / name), name=name)
         self.used[name] = run
         return run
+
+    def find(self, name: str) -> list[Run]:
+        """The records of that name, this configuration's own first."""
+        records = (read(root / name) for root in self.roots)
+        return [record for record in records if record]
 
     def states(self, behavior: str) -> States:
         """The hidden states of a behavior under the configuration's model.
@@ -150,7 +158,7 @@ class Records:
         """
         config = self.config
         name = f"hidden/{config.model.strip('/').replace('/', '--')}/{behavior}"
-        here = data.at_hand(config.data) or read(self.root / name) is None
+        here = data.at_hand(config.data) or not self.find(name)
         statements = data.load_behavior(behavior, config.data) if here else None
 
         def make() -> dict[str, np.ndarray]:
@@ -171,7 +179,7 @@ class Records:
             },
             inputs={
                 "data": statements.sha256 if statements else None,
-                "model": models.weights_sha256(config.model) or self._weights(),
+                "model": self._weights(),
             },
             code=("tree", "hidden"),
             make=make,
@@ -196,7 +204,7 @@ class Records:
 
     def _weights(self) -> str | None:
         try:
-            return self.model().sha256
+            return models.weights_sha256(self.config.model)
         except InputError:
             return None
 
