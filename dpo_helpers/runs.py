@@ -27,6 +27,7 @@ from .config import Config, is_default
 from .errors import InputError
 from .hidden import hidden_states
 
+# Where results/ and notebooks/ stand: beside the package, or where $DPO_ROOT says.
 ROOT = Path(os.environ.get("DPO_ROOT") or Path(__file__).resolve().parents[1])
 
 
