@@ -212,19 +212,19 @@ def conventions_run(records: Records) -> Run:
     def make() -> dict[str, np.ndarray]:
         model = records.model()
         norm = model.network.base_model.norm
-        arrays = {}
-        for name, newline in (("newline", True), ("bare", False)):
-            rows = []
-            for behavior in config.behaviors:
-                statements = load_behavior(behavior, config.data)
-                once = hidden_states(model, statements.prompts(newline))
-                with torch.inference_mode():
-                    twice = norm(torch.tensor(once).to(norm.weight)).float().cpu().numpy()
-                rows.append(
-                    [geometry(g, statements.labels).distinguishability for g in (once, twice)]
-                )
-            arrays[name] = np.array(rows)
-        return arrays
+
+        def apart(once: np.ndarray, labels: np.ndarray) -> list[float]:
+            with torch.inference_mode():
+                twice = norm(torch.tensor(once).to(norm.weight)).float().cpu().numpy()
+            return [geometry(g, labels).distinguishability for g in (once, twice)]
+
+        arrays: dict[str, list] = {"newline": [], "bare": []}
+        for s in states:
+            arrays["newline" if config.newline else "bare"].append(apart(s.g, s.labels))
+            prompts = load_behavior(s.behavior, config.data).prompts(not config.newline)
+            other = hidden_states(model, prompts)
+            arrays["bare" if config.newline else "newline"].append(apart(other, s.labels))
+        return {name: np.array(rows) for name, rows in arrays.items()}
 
     inputs = {s.behavior: s.sha256 for s in states}
     settings = {"behaviors": config.behaviors}
