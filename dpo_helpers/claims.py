@@ -14,7 +14,7 @@ from .config import configure
 from .errors import InputError, unknown
 from .experiments import FIGURE_2, measured
 from .geometry import neighbours_agree
-from .runs import ROOT, Records, read, replace
+from .runs import ROOT, Records, replace
 
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _KEYS = {"id", "where", "statement", "notebook", "run", "measure", "reproduced", "partly", "why"}
@@ -90,7 +90,7 @@ def judge(claim: Claim, records: Records) -> Verdict:
     """The verdict on a claim, from the runs of ``records``."""
     if not claim.run:
         return Verdict(claim, f"not run ({claim.why})")
-    if not claim.run.startswith("hidden") and read(records.root / claim.run) is None:
+    if not claim.run.startswith("hidden") and records.recorded(claim.run) is None:
         return Verdict(claim, "not run (no recorded run)")
     values = tuple(np.atleast_1d(MEASURES[claim.measure](records, claim.run)).tolist())
     middle = float(f"{np.median(values):.12g}")
@@ -163,12 +163,12 @@ def table(notebook: str, records: Records) -> str:
 
 def policy_gap(records: Records, run: str) -> np.ndarray:
     """Largest difference of a probability between the optima of (3) and (4), found numerically."""
-    return read(records.root / run).arrays["between"]
+    return records.recorded(run).arrays["between"]
 
 
 def quotes_found(records: Records, run: str) -> np.ndarray:
     """Share of the paper's quotations that begin a statement with the stated preference."""
-    return read(records.root / run).arrays["found"].mean()
+    return records.recorded(run).arrays["found"].mean()
 
 
 def separation_order(records: Records, run: str) -> np.ndarray:
@@ -186,20 +186,20 @@ def paper_order(records: Records, run: str) -> np.ndarray:
 
 def loss_order(records: Records, run: str) -> np.ndarray:
     """Rank correlation of ‖μ̂₊ − μ̂₋‖ with the fall of the mean training loss."""
-    area = read(records.root / run).arrays["loss"][:, 0, 0].mean(1)
+    area = records.recorded(run).arrays["loss"][:, 0, 0].mean(1)
     return _correlation(_distinguishability(records), -area)
 
 
 def distance_order(records: Records, run: str) -> np.ndarray:
     """Rank correlation of ‖μ̂₊ − μ̂₋‖ with ‖W_U(t) − W_U(0)‖ at the last step."""
     return _correlation(
-        _distinguishability(records), read(records.root / run).arrays["distance"][:, -1]
+        _distinguishability(records), records.recorded(run).arrays["distance"][:, -1]
     )
 
 
 def distance_linearity(records: Records, run: str) -> np.ndarray:
     """Least R² over the behaviors of a straight line through 0 and ‖W_U(t) − W_U(0)‖."""
-    distance = read(records.root / run).arrays["distance"].astype(float)
+    distance = records.recorded(run).arrays["distance"].astype(float)
     t = np.arange(distance.shape[1])[:, None]
     fit = t * (t * distance).sum(1, keepdims=True) / (t**2).sum()
     spread = ((distance - distance.mean(1, keepdims=True)) ** 2).sum(1)

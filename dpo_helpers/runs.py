@@ -152,6 +152,10 @@ class Records:
         records = (read(root / name) for root in self.roots)
         return [record for record in records if record]
 
+    def recorded(self, name: str) -> Run | None:
+        """The run of that name: the one used last here, else the one on disk, whatever its key."""
+        return self.used.get(name) or next(iter(self.find(name)), None)
+
     def states(self, behavior: str) -> States:
         """The hidden states of a behavior under the configuration's model.
 
