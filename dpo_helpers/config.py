@@ -1,6 +1,8 @@
 """The configuration: what a notebook's parameters, a sweep's grid and a record spell out."""
 
+import contextlib
 import math
+import re
 import types
 import typing
 from collections.abc import MutableMapping
@@ -72,7 +74,7 @@ class Config:
             raise InputError("parameter behaviors = (): name at least one behavior")
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ("float32", "bfloat16"))
-        if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        if not re.fullmatch(r"auto|cpu|(cuda|mps)(:\d+)?", self.device):
             raise unknown("device", self.device, ("auto", "cpu", "cuda", "mps"))
         if self.sampling == "balanced" and self.batch_size % 2:
             raise InputError(
@@ -125,17 +127,18 @@ def configure(parameters: MutableMapping[str, object]) -> Config:
 
     Raises InputError naming an unknown, misspelt or ill-typed parameter.
     """
+    hints = typing.get_type_hints(Config)
+    plain = str | int | float | list | tuple | dict | types.NoneType
     values = {
         name: value
         for name, value in parameters.items()
         if not name.startswith("_")
         and name not in ("In", "Out")
-        and isinstance(value, str | int | float | list | tuple | dict | types.NoneType)
+        and (name in hints or isinstance(value, plain))
     }
     tier = values.get("tier", "book")
     if not isinstance(tier, str) or tier not in TIERS:
         raise unknown("tier", str(tier), TIERS)
-    hints = typing.get_type_hints(Config)
     for name in values:
         if name not in hints and "_configured" not in parameters:
             raise unknown("parameter", name, hints)
@@ -152,17 +155,24 @@ def _typed(name: str, value: object, hint: object) -> object:
     if hint == tuple[str, ...]:
         if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
             return tuple(value)
-        expected = "a list of names"
+        expected = "a list of names (each a str)"
     else:
         options = typing.get_args(hint) or (hint,)
         is_bool = isinstance(value, bool)
         if float in options and isinstance(value, int) and not is_bool:
-            return float(value)
+            with contextlib.suppress(OverflowError):
+                return float(value)
+            return math.inf
         if isinstance(value, options) and is_bool == (bool in options):
             return value
         expected = " or ".join(option.__name__ for option in options)
+    if isinstance(value, list | tuple):
+        given = f"of {' and '.join(sorted({type(v).__name__ for v in value}))}"
+    else:
+        given = ""
     raise InputError(
-        f"parameter {name} = {value!r} is of type {type(value).__name__}; expected {expected}"
+        f"parameter {name} = {value!r} is of type {type(value).__name__} {given}".rstrip()
+        + f"; expected {expected}"
     )
 
 

@@ -5,8 +5,8 @@ import hashlib
 import json
 import os
 import re
-import socket
-import urllib.parse
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InputError, unknown
+from .errors import InputError, first_line, unknown
 
 if TYPE_CHECKING:
     import datasets
@@ -61,14 +61,14 @@ def load_behavior(name: str, data: str = "sample") -> Behavior:
     """
     where = _locate("persona", data)
     if where is None:
-        rows, source = _from_hub("persona", f"persona/{_checked(name, 'behavior')}.jsonl")
+        path, source = _from_hub("persona", f"persona/{checked(name, 'behavior')}.jsonl")
     else:
         known = {p.name.removesuffix(".jsonl") for p in (where / "persona").glob("*.jsonl")}
-        if _checked(name, "behavior") not in known:
+        if checked(name, "behavior") not in known:
             raise unknown("behavior", name, known)
         source = _describe(data)
-        rows = read_jsonl(where / "persona" / f"{name}.jsonl", PERSONA_KEYS)
-    return _behavior(name, rows, source)
+        path = where / "persona" / f"{name}.jsonl"
+    return _behavior(name, read_jsonl(path, PERSONA_KEYS, _answers), source)
 
 
 def load_pairs(data: str = "sample", subset: str = "harmless-base", split: str = "test"):
@@ -81,20 +81,15 @@ def load_pairs(data: str = "sample", subset: str = "harmless-base", split: str =
     """
     import datasets
 
-    file = f"{_checked(subset, 'subset')}/{_checked(split, 'split')}.jsonl"
+    file = f"{checked(subset, 'subset')}/{checked(split, 'split')}.jsonl"
     where = _locate("hh-rlhf", data)
     if where is None:
-        rows, file = _from_hub("hh-rlhf", file + ".gz")
+        path, _ = _from_hub("hh-rlhf", file + ".gz")
     else:
         path = where / "hh-rlhf" / file
         packed = path.with_name(path.name + ".gz")
-        rows = read_jsonl(packed if packed.exists() else path, ("chosen", "rejected"))
-    return datasets.Dataset.from_list(
-        [
-            _pair(row["chosen"], row["rejected"], f"{file}, line {i}")
-            for i, row in enumerate(rows, 1)
-        ]
-    )
+        path = packed if packed.exists() else path
+    return datasets.Dataset.from_list(read_jsonl(path, ("chosen", "rejected"), _pair))
 
 
 def split(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -104,8 +99,12 @@ def split(n: int) -> tuple[np.ndarray, np.ndarray]:
     return order[:cut], order[cut:]
 
 
-def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict]:
+def read_jsonl(
+    path: Path, keys: tuple[str, ...], convert: Callable[[dict, str], dict] = lambda row, _: row
+) -> list[dict]:
     """The objects of a JSONL file (gzip by its name), each with all ``keys`` as text.
+
+    Each goes through ``convert``, which is told where it stands for its errors.
 
     Raises InputError naming the file, the line, the value and the remedy.
     """
@@ -115,32 +114,28 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict]:
             lines = file.read().split("\n")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; point DPO_DATA_DIR at a complete copy") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); fetch it again") from None
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); "
+                f"{where}: not valid JSON ({error.msg}, column {error.colno}); "
                 "mend or remove the line"
             ) from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: cannot be read ({error}); mend or remove it") from None
         for key in keys:
             if not isinstance(row, dict) or key not in row:
-                raise InputError(f"{path}, line {number}: key {key!r} is missing; add it")
-            if not isinstance(row[key], str) or not row[key].strip():
-                raise InputError(
-                    f"{path}, line {number}: {key} = {row[key]!r}; it must be non-empty text"
-                )
-        for key in ("answer_matching_behavior", "answer_not_matching_behavior"):
-            if key in keys and row[key].strip() not in ("Yes", "No"):
-                raise InputError(
-                    f"{path}, line {number}: {key} = {row[key]!r}; it must be Yes or No"
-                )
-        rows.append(row)
+                raise InputError(f"{where}: key {key!r} is missing; add it")
+            if not _is_text(row[key]):
+                raise InputError(f"{where}: {key} = {_short(row[key])}; it must be non-empty text")
+        rows.append(convert(row, where))
     if not rows:
         raise InputError(f"{path}: holds no rows; fetch it again")
     return rows
@@ -184,7 +179,8 @@ def _locate(kind: str, data: str) -> Path | None:
     return where
 
 
-def _checked(name: str, what: str) -> str:
+def checked(name: str, what: str) -> str:
+    """The name of a behavior, subset or split: no path. Raises InputError."""
     if not _NAME.fullmatch(name):
         raise InputError(f"{what} {name!r}: only letters, digits, '.', '_' and '-' are allowed")
     return name
@@ -193,12 +189,6 @@ def _checked(name: str, what: str) -> str:
 def _behavior(name: str, rows: list[dict], source: str) -> Behavior:
     import datasets
 
-    for number, row in enumerate(rows, 1):
-        if row["answer_matching_behavior"].strip() == row["answer_not_matching_behavior"].strip():
-            raise InputError(
-                f"{name}, row {number}: both answers are {row['answer_matching_behavior']!r}; "
-                "one must be Yes and the other No"
-            )
     labels = np.array(
         [1 if row["answer_matching_behavior"].strip() == "Yes" else -1 for row in rows], np.int8
     )
@@ -216,11 +206,37 @@ def _behavior(name: str, rows: list[dict], source: str) -> Behavior:
     )
 
 
-def _pair(chosen: str, rejected: str, where: str) -> dict[str, str]:
-    mark = "\n\nAssistant:"
+def _is_text(value: object) -> bool:
+    """Whether it is text, not blank, and whole (half a surrogate pair is none)."""
+    return (
+        isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _answers(row: dict, where: str) -> dict:
+    answers = ("answer_matching_behavior", "answer_not_matching_behavior")
+    for key in answers:
+        if row[key].strip() not in ("Yes", "No"):
+            raise InputError(f"{where}: {key} = {_short(row[key])}; it must be Yes or No")
+    if len({row[key].strip() for key in answers}) == 1:
+        raise InputError(
+            f"{where}: both answers are {row[answers[0]]!r}; one must be Yes and the other No"
+        )
+    return row
+
+
+def _pair(row: dict, where: str) -> dict[str, str]:
+    chosen, rejected, mark = row["chosen"], row["rejected"], "\n\nAssistant:"
     cut = chosen.rfind(mark)
-    cut = cut + len(mark) if cut >= 0 else 0
-    if cut == 0 or chosen[:cut] != rejected[:cut]:
+    while cut >= 0 and not rejected.startswith(chosen[: cut + len(mark)]):
+        cut = chosen.rfind(mark, 0, cut)
+    cut += len(mark)
+    if cut < len(mark):
         raise InputError(
             f"{where}: chosen and rejected share no prompt that ends in 'Assistant:'; "
             "mend or remove the line"
@@ -232,30 +248,31 @@ def online(host: str = "huggingface.co", seconds: float = 3.0) -> bool:
     """Whether the hub answers (through the proxy, where one is set), told within seconds."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    url = urllib.parse.urlsplit(proxy or f"https://{host}")
+    from huggingface_hub.utils import get_session
+
     try:
-        socket.create_connection((url.hostname, url.port or 443), seconds).close()
-    except OSError:
+        get_session().head(f"https://{host}", timeout=seconds)
+    except Exception:  # of the socket, the proxy, TLS or HTTP: whatever it is, no answer
         return False
     return True
 
 
-def _from_hub(kind: str, file: str) -> tuple[list[dict], str]:
+def _from_hub(kind: str, file: str) -> tuple[Path, str]:
     if not online():
         raise InputError(
             f"{HUB[kind]}: the hub cannot be reached; set DPO_DATA_DIR to a copy of the data, "
             "or use data = 'sample'"
         )
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         path = hf_hub_download(HUB[kind], file, repo_type="dataset", etag_timeout=10)
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         raise InputError(f"{HUB[kind]}: holds no {file}; check the name") from None
-    except (HfHubHTTPError, OSError) as error:
-        line = str(error).splitlines()[0]
-        raise InputError(f"{HUB[kind]}: {file} could not be fetched ({line})") from None
-    keys = PERSONA_KEYS if kind == "persona" else ("chosen", "rejected")
-    return read_jsonl(Path(path), keys), f"Hugging Face hub ({HUB[kind]})"
+    except Exception as error:
+        raise InputError(
+            f"{HUB[kind]}: {file} could not be fetched ({first_line(error)}); set DPO_DATA_DIR to "
+            "a copy of the data"
+        ) from None
+    return Path(path), f"Hugging Face hub ({HUB[kind]})"

@@ -14,9 +14,15 @@ class InputError(Exception):
         return [f"InputError: {self}"]
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among ``known``, with the nearest ones suggested."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known[:12])}"
+    hint = hint if known else "there is none"
     return InputError(f"unknown {what} {name!r}; {hint}")

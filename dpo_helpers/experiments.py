@@ -1,5 +1,6 @@
 """The experiments of the chapters, each a recorded run: what goes in, what is measured."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ import numpy as np
 from . import dpo, last_layer
 from .config import Config, configure
 from .data import at_hand, load_behavior
-from .errors import InputError
+from .errors import InputError, unknown
 from .geometry import Geometry, geometry, plane
 from .hidden import hidden_states
 from .models import prepare
@@ -130,8 +131,8 @@ def learning_rate(records: Records) -> float:
     if config.learning_rate != "rule":
         return config.learning_rate
     limit = 4 / measured(records.states(config.calibration)).kappa(1.0, config.beta)
-    grid = [m * 10.0**k for k in range(-9, 12) for m in (1, 3)]
-    return max(rate for rate in grid if rate <= limit)
+    power = 10.0 ** math.floor(math.log10(limit))
+    return 3 * power if 3 * power <= limit else power
 
 
 def last_layer_run(records: Records, name: str, **changes: object) -> Run:
@@ -260,6 +261,8 @@ def record(tier: str, what: str) -> None:
     elif what == "hidden":
         for behavior in behaviors(records.config):
             records.states(behavior)
+    elif what not in CHAPTERS:
+        raise unknown("chapter", what, CHAPTERS)
     else:
         for run in CHAPTERS[what]:
             run(records)

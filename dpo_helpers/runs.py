@@ -16,6 +16,8 @@ import os
 import subprocess
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from .errors import InputError
 from .hidden import hidden_states
 
 # Where results/ and notebooks/ stand: beside the package, or where $DPO_ROOT says.
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
 ROOT = Path(os.environ.get("DPO_ROOT") or Path(__file__).resolve().parents[1])
 
 
@@ -119,15 +122,18 @@ class Records:
         key = {"settings": _plain(settings), "inputs": dict(inputs), "code": code_hash(code)}
         missing = tuple(what for what, sha256 in inputs.items() if sha256 is None)
         found = [(_differs(record.info["key"], key), record) for record in self.find(name)]
-        differs, record = min(found, key=lambda pair: len(pair[0]), default=([], None))
+        differs, record = min(
+            found, key=lambda pair: ("settings" in pair[0], len(pair[0])), default=([], None)
+        )
         if record and not differs:
             run = dataclasses.replace(record, name=name, missing=missing)
         else:
             try:
                 if missing:
+                    remedy = "; set DPO_DATA_DIR to a copy of the data" * (missing != ("model",))
                     raise InputError(
                         f"run {name}: not recorded as asked for, and {' and '.join(missing)} not "
-                        "at hand to make it; set DPO_DATA_DIR to a copy of the data"
+                        f"at hand to make it{remedy}"
                     )
                 start = time.monotonic()
                 arrays = make()
@@ -162,8 +168,10 @@ class Records:
         Raises InputError as ``data.load_behavior`` and ``models.load`` do.
         """
         config = self.config
+        data.checked(behavior, "behavior")
         name = f"hidden/{config.model.strip('/').replace('/', '--')}/{behavior}"
-        here = data.at_hand(config.data) or not self.find(name)
+        new = not self.find(name)
+        here = data.at_hand(config.data) or new
         statements = data.load_behavior(behavior, config.data) if here else None
 
         def make() -> dict[str, np.ndarray]:
@@ -184,7 +192,7 @@ class Records:
             },
             inputs={
                 "data": statements.sha256 if statements else None,
-                "model": self._weights(),
+                "model": self._weights(needed=new),
             },
             code=("tree", "hidden"),
             make=make,
@@ -207,10 +215,12 @@ class Records:
             self._model = models.load(self.config.model, self.config.device, self.config.dtype)
         return self._model
 
-    def _weights(self) -> str | None:
+    def _weights(self, needed: bool) -> str | None:
         try:
             return models.weights_sha256(self.config.model)
         except InputError:
+            if needed:
+                raise
             return None
 
     def header(self) -> str:
@@ -270,13 +280,15 @@ def read(folder: Path) -> Run | None:
     try:
         info = json.loads((folder / "run.json").read_text("utf-8"))
         blob = (folder / info["arrays"]).read_bytes()
+        if not isinstance(info["key"], dict):
+            raise ValueError("its key is none")
         if hashlib.sha256(blob).hexdigest() != info["file_sha256"]:
             raise ValueError("its arrays are not those recorded")
         with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
             return Run(folder.name, dict(arrays), info)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"{folder}: damaged record ({error}); delete the folder, the next run makes it again"
         ) from None
@@ -301,8 +313,16 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, obj
     text = json.dumps(info, indent=1, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*"):  # by a write that was killed
+            left.unlink(missing_ok=True)
+        new = not (folder / file).exists()
         replace(folder / file, blob.getvalue())
-        replace(folder / "run.json", text.encode())
+        try:
+            replace(folder / "run.json", text.encode())
+        except BaseException:
+            if new:
+                (folder / file).unlink()
+            raise
         for other in folder.glob("arrays-*.npz"):
             if other.name != file:
                 other.unlink()

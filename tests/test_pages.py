@@ -180,7 +180,7 @@ def test_an_edited_source_is_marked_stale(tmp_path):
     path = copy / "dpo_helpers" / "dpo.py"
     path.write_text(path.read_text() + "\n\nchanged = 1\n")
     code = "from workflow import book; print(book.stage('book'))"
-    environment = {**os.environ, "PYTHONPATH": str(copy), "DPO_ROOT": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=copy,

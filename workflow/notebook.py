@@ -12,6 +12,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dpo_helpers.runs import ROOT, code_hash, replace
@@ -101,6 +102,10 @@ def main(chapter: str, tier: str, output: str) -> None:
             f"error: notebook {chapter}, cell {error.cell_index}: "
             f"{error.ename}: {reason[0] if reason else ''}"
         )
+    except DeadKernelError:
+        sys.exit(f"error: notebook {chapter}: its kernel died; was it out of memory?")
+    except FileNotFoundError as missing:
+        sys.exit(f"error: notebook {chapter}: no {missing.filename}")
 
 
 if __name__ == "__main__":
