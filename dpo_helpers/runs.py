@@ -114,7 +114,7 @@ class Records:
 
         ``inputs`` maps what went in to its hash, None where it is not at hand:
         then the record's own hash is taken on trust and named in ``missing``.
-        ``code`` names the modules that decide the numbers. A record that does
+        ``code`` names what decides the numbers: modules, or module.function. A record that does
         not match and cannot be made again is replayed, marked stale.
 
         Raises InputError when there is no record and it cannot be made.
@@ -158,6 +158,17 @@ class Records:
         records = (read(root / name) for root in self.roots)
         return [record for record in records if record]
 
+    def holds(
+        self,
+        name: str,
+        settings: Mapping[str, object],
+        inputs: Mapping[str, str | None],
+        code: tuple[str, ...],
+    ) -> bool:
+        """Whether a record of that name matches, as far as can be told from here."""
+        key = {"settings": _plain(settings), "inputs": dict(inputs), "code": code_hash(code)}
+        return any(not _differs(record.info["key"], key) for record in self.find(name))
+
     def recorded(self, name: str) -> Run | None:
         """The run of that name: the one used last here, else the one on disk, whatever its key."""
         return self.used.get(name) or next(iter(self.find(name)), None)
@@ -168,11 +179,21 @@ class Records:
         Raises InputError as ``data.load_behavior`` and ``models.load`` do.
         """
         config = self.config
-        data.checked(behavior, "behavior")
-        name = f"hidden/{config.model.strip('/').replace('/', '--')}/{behavior}"
+        config = self.config
+        name = f"hidden/{config.model.strip('/').replace('/', '--')}/{data.checked(behavior, 'behavior')}"
+        settings = {"model": config.model, "behavior": behavior}
+        settings |= {"newline": config.newline, "dtype": config.dtype}
         new = not self.find(name)
-        here = data.at_hand(config.data) or new
-        statements = data.load_behavior(behavior, config.data) if here else None
+        inputs = {"data": None, "model": self._weights(needed=new)}
+        code = ("tree", "hidden")
+        statements = None
+        if data.at_hand(config.data) or not self.holds(name, settings, inputs, code):
+            try:
+                statements = data.load_behavior(behavior, config.data)
+                inputs["data"] = statements.sha256
+            except InputError:
+                if new or data.at_hand(config.data):
+                    raise
 
         def make() -> dict[str, np.ndarray]:
             model = self.model()
@@ -182,21 +203,7 @@ class Records:
                 "rows": model.unembedding_rows().numpy(),
             }
 
-        run = self.get(
-            name,
-            settings={
-                "model": config.model,
-                "behavior": behavior,
-                "newline": config.newline,
-                "dtype": config.dtype,
-            },
-            inputs={
-                "data": statements.sha256 if statements else None,
-                "model": self._weights(needed=new),
-            },
-            code=("tree", "hidden"),
-            make=make,
-        )
+        run = self.get(name, settings, inputs, code, make)
         g = run.arrays["g"].astype(np.float64)
         train = np.zeros(len(g), bool)
         train[data.split(len(g))[0]] = True
@@ -206,7 +213,7 @@ class Records:
             labels=run.arrays["labels"],
             train=train,
             rows=run.arrays["rows"].astype(np.float64),
-            sha256=run.sha256,
+            sha256=_digest([run.sha256, train.tolist()]),
         )
 
     def model(self) -> models.Model:
@@ -259,11 +266,18 @@ class Records:
         return "*Provenance:* " + " · ".join(parts)
 
 
-def code_hash(modules: tuple[str, ...]) -> str:
-    """Hash of what some modules of this package do: their code without comments and docstrings."""
+def code_hash(names: tuple[str, ...]) -> str:
+    """Hash of what modules of this package, or functions of them (``module.function``), do.
+
+    Of their code, that is, without comments and docstrings.
+    """
     text = []
-    for module in modules:
+    for name in names:
+        module, _, function = name.partition(".")
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text("utf-8"))
+        if function:
+            parts = [part for part in tree.body if getattr(part, "name", None) == function]
+            tree = ast.Module(body=parts, type_ignores=[])
         for node in ast.walk(tree):
             documented = ast.Module | ast.ClassDef | ast.FunctionDef
             if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
@@ -382,10 +396,11 @@ def _provenance() -> dict[str, str]:
     """Commit (``+`` where the code had changed since), and date."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip()
+        try:
+            command = ["git", "-C", str(ROOT), *arguments]
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        except OSError:  # no git here
+            return ""
 
     changed = git("status", "--porcelain", "--", "dpo_helpers", "notebooks/*.py")
     commit = git("rev-parse", "--short=10", "HEAD") or "unknown"

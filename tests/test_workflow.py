@@ -58,9 +58,29 @@ def test_nothing_to_do_after_a_run(project):
 )
 def test_an_edit_makes_what_depends_on_it_out_of_date(project, file, redone):
     path = project / file
-    before = path.stat()
+    before, times = path.read_bytes(), path.stat()
     try:
-        path.touch()
+        path.write_bytes(before + b"\n")
         assert jobs(project) == redone
     finally:
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        path.write_bytes(before)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_notebook_that_fails_leaves_the_older_one(project):
+    """Through Snakemake too, which removes the outputs of a failed job."""
+    source = project / "notebooks" / "00_setup.py"
+    stored = project / "build" / "smoke" / "notebooks" / "00_setup.ipynb"
+    page = project / "build" / "smoke" / "html" / "notebooks" / "00_setup.html"
+    before, old = source.read_text(), (stored.read_bytes(), page.read_bytes())
+    source.write_text(before + "\n# %%\nraise ValueError('broken')\n")
+    command = [str(Path(sys.executable).parent / "snakemake"), "--config", "tier=smoke"]
+    environment = {**os.environ, "PYTHONPATH": str(project), "DPO_ROOT": str(project)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    try:
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    finally:
+        source.write_text(before)
+    assert done.returncode != 0
+    assert "error: notebook 00_setup, cell" in done.stdout + done.stderr
+    assert (stored.read_bytes(), page.read_bytes()) == old
