@@ -21,7 +21,7 @@ MODEL = "smollm2-135m"
 
 
 def seconds(*runs: Callable[[], object]) -> list[float]:
-    """The median wall time of each run, the runs taking turns, after a short warm-up of each."""
+    """The median wall time of each run, the runs taking turns."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(ROUNDS):
         for run, taken in zip(runs, times, strict=True):
@@ -67,7 +67,7 @@ def hidden() -> list[dict]:
                 batch = model.tokenizer.pad(batch, return_tensors="pt")
                 _ = body(**batch, use_cache=False)
 
-    hidden_states(model, prompts[:64])
+    hidden_states(model, prompts[:64])  # the first calls are slower for all
     trees, alone, batches = seconds(lambda: hidden_states(model, prompts), one_by_one, padded)
     nodes = sum(len(tree.tokens) for _, tree in pack(ids, 2048))
     inner = sum(p.numel() for n, p in body.named_parameters() if p.ndim == 2 and "embed" not in n)
@@ -92,24 +92,25 @@ def training() -> list[dict]:
     boundary = np.subtract(*model.unembedding_rows().numpy())
     settings = dict(beta=0.01, learning_rate=10.0, steps=100, batch_size=128)
 
-    def dense() -> None:
-        rows = torch.tensor(g)
-        sign = torch.tensor(labels)
-        head = torch.nn.Linear(g.shape[1], model.network.config.vocab_size, bias=False)
-        head.weight.data.copy_(model.network.get_output_embeddings().weight)
-        answers = [model.yes, model.no]
-        with torch.no_grad():
-            reference = torch.cat([head(c).log_softmax(-1)[:, answers] for c in rows.split(100)])
-        optimizer = torch.optim.SGD(head.parameters(), lr=10.0)
-        train = torch.tensor(problem.train).nonzero().flatten()
-        for _ in range(100):
+    rows, sign = torch.tensor(g), torch.tensor(labels)
+    train = torch.tensor(problem.train).nonzero().flatten()
+    head = torch.nn.Linear(g.shape[1], model.network.config.vocab_size, bias=False)
+    head.weight.data.copy_(model.network.get_output_embeddings().weight)
+    answers = [model.yes, model.no]
+    with torch.no_grad():
+        reference = torch.cat([head(c).log_softmax(-1)[:, answers] for c in rows.split(100)])
+
+    def dense(steps: int = 100) -> None:
+        optimizer = torch.optim.SGD(head.parameters(), lr=settings["learning_rate"])
+        for _ in range(steps):
             batch = train[torch.randperm(len(train))[:128]]
             ratio = head(rows[batch]).log_softmax(-1)[:, answers] - reference[batch]
-            loss = dpo.loss(0.01 * sign[batch] * (ratio[:, 0] - ratio[:, 1])).mean()
+            margins = settings["beta"] * sign[batch] * (ratio[:, 0] - ratio[:, 1])
             optimizer.zero_grad()
-            loss.backward()
+            dpo.loss(margins).mean().backward()
             optimizer.step()
 
+    dense(3)
     last_layer.train([problem], boundary, **settings)
     ours, peer = seconds(lambda: last_layer.train([problem], boundary, **settings), dense)
     note = (

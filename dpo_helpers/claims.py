@@ -12,7 +12,7 @@ from scipy import stats
 
 from .config import configure
 from .errors import InputError, unknown
-from .experiments import FIGURE_2, measured
+from .experiments import CHAPTERS, FIGURE_2, measured
 from .geometry import neighbours_agree
 from .runs import ROOT, Records, replace
 
@@ -93,13 +93,15 @@ def judge(claim: Claim, records: Records) -> Verdict:
     if not claim.run.startswith("hidden") and records.recorded(claim.run) is None:
         return Verdict(claim, "not run (no recorded run)")
     values = tuple(np.atleast_1d(MEASURES[claim.measure](records, claim.run)).tolist())
+    run = records.recorded(claim.run)
+    stale = ", stale" if run and run.stale else ""
     middle = float(f"{np.median(values):.12g}")
     for verdict, rule in (("reproduced", claim.reproduced), ("partly", claim.partly)):
         if rule:
             compare, bound = _rule(rule, claim.id)
             if compare(middle, bound):
-                return Verdict(claim, verdict, values)
-    return Verdict(claim, "not reproduced", values)
+                return Verdict(claim, verdict + stale, values)
+    return Verdict(claim, "not reproduced" + stale, values)
 
 
 def _rule(rule: str, where: str) -> tuple[Callable[[float, float], bool], float]:
@@ -110,8 +112,8 @@ def _rule(rule: str, where: str) -> tuple[Callable[[float, float], bool], float]
         raise InputError(f"{where}: {rule!r} is no comparison; write it as '>= 0.9'") from None
 
 
-def scorecard(verdicts: list[Verdict]) -> str:
-    """The scorecard page, in MyST Markdown."""
+def scorecard(verdicts: list[Verdict], provenance: str) -> str:
+    """The scorecard page, in MyST Markdown, with its provenance line."""
     kinds = ("reproduced", "partly", "not reproduced", "not run")
     counts = {kind: sum(v.verdict.startswith(kind) for v in verdicts) for kind in kinds}
     lines = [
@@ -143,11 +145,16 @@ def scorecard(verdicts: list[Verdict]) -> str:
         rows[-1] += [v.value, f"**{v.verdict}**" if claim.run else v.verdict]
     for row in rows:
         lines += ["* - " + row[0], *(f"  - {cell}" for cell in row[1:])]
-    return "\n".join([*lines, ":::", ""])
+    return "\n".join([*lines, ":::", "", provenance, ""])
 
 
 def table(notebook: str, records: Records) -> str:
-    """The verdicts on a chapter's claims from the runs of ``records``, as a Markdown table."""
+    """The verdicts on a chapter's claims from the runs of ``records``, as a Markdown table.
+
+    The sample's behaviors are not the paper's: at the smoke tier nothing is judged.
+    """
+    if records.config.data == "sample":
+        return "*The claims are about the paper's behaviors; those of the sample are not judged.*"
     lines = ["| claim | statement | value | verdict |", "|---|---|---|---|"]
     for claim in ledger():
         if claim.notebook == notebook:
@@ -176,6 +183,12 @@ def separation_order(records: Records, run: str) -> np.ndarray:
     states = [records.states(behavior) for behavior in FIGURE_2[records.config.tier]]
     agree = [neighbours_agree(s.g, s.labels) for s in states]
     return stats.spearmanr([measured(s).distinguishability for s in states], agree).statistic
+
+
+def named_separation(records: Records, run: str) -> np.ndarray:
+    """Nearest-neighbour agreement, that of Figure 2's first behavior less that of its last."""
+    first, _, last = (records.states(behavior) for behavior in FIGURE_2[records.config.tier])
+    return neighbours_agree(first.g, first.labels) - neighbours_agree(last.g, last.labels)
 
 
 def paper_order(records: Records, run: str) -> np.ndarray:
@@ -217,6 +230,7 @@ MEASURES: dict[str, Callable[[Records, str], np.ndarray]] = {
     for measure in (
         policy_gap,
         quotes_found,
+        named_separation,
         separation_order,
         paper_order,
         loss_order,
@@ -237,11 +251,18 @@ def _correlation(x: np.ndarray, ys: np.ndarray) -> np.ndarray:
     return np.array([stats.spearmanr(x, y).statistic for y in ys.T])
 
 
-def main() -> None:
-    """Write ``book/scorecard.md`` from the recorded runs of the book tier."""
+def page() -> str:
+    """The scorecard of the book tier's runs, replayed as for its chapters."""
     records = Records(configure({"tier": "book"}))
-    page = scorecard([judge(claim, records) for claim in ledger()])
-    replace(ROOT / "book" / "scorecard.md", page.encode())
+    for chapter in CHAPTERS.values():
+        for run in chapter:
+            run(records)
+    return scorecard([judge(claim, records) for claim in ledger()], records.provenance())
+
+
+def main() -> None:
+    """Write ``book/scorecard.md``."""
+    replace(ROOT / "book" / "scorecard.md", page().encode())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Persona statements and HH-RLHF pairs, from a folder, the hub, or the embedded sample."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -263,13 +264,17 @@ def _from_hub(kind: str, file: str) -> tuple[Path, str]:
             f"{HUB[kind]}: the hub cannot be reached; set DPO_DATA_DIR to a copy of the data, "
             "or use data = 'sample'"
         )
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         path = hf_hub_download(HUB[kind], file, repo_type="dataset", etag_timeout=10)
     except RemoteEntryNotFoundError:
-        raise InputError(f"{HUB[kind]}: holds no {file}; check the name") from None
+        known: list[str] = []
+        with contextlib.suppress(Exception):  # to suggest a name is a courtesy
+            known = HfApi().list_repo_files(HUB[kind], repo_type="dataset")
+        names = [Path(f).name.split(".")[0] for f in known if Path(f).parent == Path(file).parent]
+        raise unknown(f"file of {HUB[kind]}", Path(file).name.split(".")[0], names) from None
     except Exception as error:
         raise InputError(
             f"{HUB[kind]}: {file} could not be fetched ({first_line(error)}); set DPO_DATA_DIR to "

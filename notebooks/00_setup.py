@@ -186,7 +186,7 @@ for name in ("between", "rlhf", "dpo"):
 #
 # The theorem asks that all pairs are compared. Below, the last response is never shown. The DPO
 # loss then says nothing about it: two policies of equal loss give it quite different
-# probabilities, and only one of them can be the RLHF optimum. Data decide what DPO can know.
+# probabilities, and at most one of them is the RLHF optimum. Data decide what DPO can know.
 
 
 # %%

@@ -23,8 +23,8 @@
 #
 # ```{admonition} What differs from the paper
 # :class: note
-# The model is SmolLM2-135M-Instruct ($d = 576$, instruction-tuned, dequantised from 4 bit) where
-# the paper has Llama-2-7B ($d = 4096$, base). The hidden state is normalised once and the prompt
+# At the book tier the model is SmolLM2-135M-Instruct ($d = 576$, instruction-tuned, dequantised
+# from 4 bit) where the paper has Llama-2-7B ($d = 4096$, base). The hidden state is normalised once and the prompt
 # keeps its closing newline; the authors' scripts differ, and {numref}`fig-conventions` shows what
 # that changes. The learning rate follows a rule; the paper's own value stands beside it.
 # ```
@@ -70,12 +70,12 @@ display(Markdown(records.header()))
 # has the statements that the paper itself quotes; the cell after it shows others when the data
 # are at hand. (Some of them are offensive: they were written to probe models.)
 #
-# ```{table} Statements quoted in the paper (its Figure 1 and §3).
+# ```{table} Statements quoted in the paper (§3 and §5.3).
 # :name: tab-examples
 #
 # | persona | statement | preferred |
 # |---|---|---|
-# | openness | I enjoy the unpredictability of doing many novel and new things, and I am also constantly searching for new experiences … | Yes |
+# | openness | I enjoy the unpredictability of doing many novel and new things, and I am also constantly searching for new experiences | Yes |
 # | openness | I hate new ideas and experiences | No |
 # | agreeableness | It is important to treat other people with kindness and respect | Yes |
 # | agreeableness | I tend to enjoy getting into confrontations and arguments with others | No |
@@ -135,10 +135,10 @@ table[list(columns)].rename(columns=columns).round(3)
 # held out below included, as in the paper. With the exponent $\Delta$ near 0 the distinguishability is
 # near 1, whatever $d$ is.
 #
-# Two things to notice. The constants are small, as the paper reports for its model (claim A0
-# below). And the common mean is an order of magnitude longer than the difference of the two
-# means: all prompts of this form end up in nearly the same place, and the preference is a small
-# displacement from it. We return to this.
+# Two things to look at. Are the constants $c_v$ and $c_n$ small, as the paper reports for its model
+# (claim A0 below)? And how long is the common mean beside the difference of the two means? Where it is
+# much longer, all prompts of this form end up in nearly the same place, and the preference is a
+# small displacement from it. We return to this.
 
 # %% [markdown]
 # {numref}`fig-planes` flattens the states of three behaviors by UMAP {cite:p}`mcinnes2018umap`:
@@ -171,10 +171,9 @@ print(
 
 # %% [markdown]
 # What the eye calls separation is not the length $\|\hat\mu_+ - \hat\mu_-\|$ alone but that length
-# beside the spread of the statements, and not even that quite. Two behaviors of equal length can
-# look different. The paper uses one word for both. Its theorems are about the length, so that is
-# what *distinguishability* means in this book; whether Figure 2 supports it under this model is
-# claim F2 below.
+# beside the spread of the statements, and not even that quite: compare the columns. The paper uses
+# one word for both. Its theorems are about the length, so that is what *distinguishability* means in
+# this book. Claim F2a below is about the picture, F2b about the length.
 
 # %% [markdown]
 # ## Training the last layer
@@ -204,19 +203,22 @@ assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
 # %% [markdown]
 # ### The learning rate, by a rule
 #
-# The recursion depends on $\eta$ and $\beta$ through $\kappa = \eta\beta^2\lambda$, where $\lambda$
-# is the largest eigenvalue of $\frac1n\sum g_i g_i^\top$. Gradient descent contracts, whatever the
-# labels, exactly when $\kappa \le 4$ (the next chapter proves it). So the rule, fixed before any
-# curve was drawn: **the largest $\eta$ among $1, 3, 10 \times 10^k$ with $\kappa \le 4$ on a
+# The margins depend on $\eta$ and $\beta$ through $\kappa = \eta\beta^2\lambda$ alone, where $\lambda$ is
+# the largest eigenvalue of $\frac1n\sum g_i g_i^\top$. Gradient descent contracts, whatever the
+# labels, when $\kappa \le 4$, for each step multiplies by at worst $1 - \kappa/2$. So the rule, stated
+# without reference to the curves of the five: **the largest $\eta$ among $1, 3, 10 \times 10^k$ with $\kappa \le 4$ on a
 # calibration behavior that is not among the five.**
 
 # %%
 eta = experiments.learning_rate(records)
 calibration = experiments.measured(records.states(config.calibration))
 kappa = calibration.kappa(eta, config.beta)
-print(f"on {config.calibration}: λ = {calibration.lam:.0f}")
-print(f"the rule gives η = {eta:g} with κ = {kappa:.2f}")
+print(f"{config.calibration}: the rule gives η = {eta:g} with κ = {kappa:.2f}")
 print(f"the paper's η = 0.1 has κ = {kappa * 0.1 / eta:.3f}")
+kappas = [round(m.kappa(eta, config.beta), 2) for m in measured.values()]
+print(
+    f"κ of the behaviors: {kappas}; ‖W_B‖ = {np.linalg.norm(first.boundary):.2f}"
+)
 
 # %% [markdown]
 # ### Loss and motion
@@ -236,21 +238,20 @@ plots.curves(
 # %% [markdown]
 # How to read it. All curves start at $\log 2$, the loss of a model that is its own reference. The
 # training and the held-out panel look alike, because a vector of $d$ numbers learned in a hundred
-# steps has had no chance to memorise statements: what it learned is the direction in which Yes
-# and No differ. The upward spikes of the bands are single steps on unbalanced minibatches; the
-# rule puts $\kappa$ just below its limit, where a step along the common mean is corrected by
-# the next one rather than damped. The section after next takes this apart.
+# steps moves along few directions. The upward spikes of the bands are single steps on unbalanced
+# minibatches; the section after next compares them with balanced ones.
 #
-# Nothing here was tuned to make the curves fan out: the recipe is one for all behaviors, and its one
-# free number comes from the rule above.
-#
-# The order of the curves is the order of $\|\hat\mu_+ - \hat\mu_-\|$ in the table above, which is
-# not quite the paper's numbering: under this model two of the five have changed places.
+# The recipe is one for all behaviors, and its one free number comes from the rule above. Compare the
+# order of the curves with that of $\|\hat\mu_+ - \hat\mu_-\|$ in the table above, and both with the paper's
+# numbering: the rank correlations stand below, and claim F3o is about the numbering.
 
 # %% mystnb={"figure": {"caption": "How far the unembedding moves (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}}
 distance = f3.arrays["distance"]
 plots.curves(
-    {"‖W(t) − W(0)‖": distance, "first ten steps": distance[:, :11]},
+    {
+        "‖W(t) − W(0)‖": distance,
+        "‖W(t) − W(0)‖, first ten steps": distance[:, :11],
+    },
     config.behaviors,
 )
 
@@ -278,11 +279,11 @@ display(
 # ### The paper's literal value
 #
 # The authors' code has $\eta = 0.1$ at $d = 4096$. What a step does depends on $\eta\beta^2$ times
-# squared lengths of hidden states, so the same number is another step under another model: here a
-# small one, and the loss barely leaves $\log 2$ ({numref}`fig-paper-rate`). The order is the same.
+# squared lengths of hidden states, so the same number is another step under another model: here the
+# $\kappa$ above says how small a one ({numref}`fig-paper-rate`).
 # A learning rate is no property of a method alone; a reproduction on another model has to scale it.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same with the paper's literal learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The order of the behaviors is the same, but the loss falls by less than one per cent."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same with the paper's literal learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The curves fan out in the same way as before, over a far smaller range of the loss."}}
 literal = experiments.last_layer_run(
     records, "f3-paper-rate", learning_rate=0.1
 ).arrays
@@ -332,8 +333,8 @@ shares = {
 pd.DataFrame(shares, index=names).map("{:.1%}".format)
 
 # %% [markdown]
-# With uniform minibatches the first step of a hard behavior is mostly noise along the common
-# mean. The loss pushes back: a displacement along $\mu$ helps one kind of statement as much as it
+# This is noise: it carries no preference. With uniform minibatches it can make up most of a
+# first step; with balanced ones it is all but absent. The loss pushes back: a displacement along $\mu$ helps one kind of statement as much as it
 # hurts the other, so it decays at a rate set by $\lambda$, while the displacement along
 # $\hat\mu_+ - \hat\mu_-$ accumulates. This is why Figure 4 need not look like a straight line
 # through the origin for a hard behavior, and why the theorem of the next chapter, which is about
@@ -347,7 +348,7 @@ pd.DataFrame(shares, index=names).map("{:.1%}".format)
 # newline that the training script keeps. {numref}`fig-conventions` has the distinguishability
 # under each of the four readings. This book normalises once and keeps the newline.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability under four conventions.", "name": "fig-conventions"}, "image": {"alt": "Grouped bars of distinguishability for five behaviors under four conventions: with and without the newline, normalised once and twice. Bars normalised twice differ in scale; the order of the behaviors changes little."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability under four conventions.", "name": "fig-conventions"}, "image": {"alt": "Grouped bars of distinguishability for five behaviors under four conventions: with and without the newline, normalised once and twice. Within a behavior the four bars are of similar height."}}
 four = experiments.conventions_run(records).arrays
 readings = {
     f"{ending}, normalised {times}": four[key][:, column]
@@ -369,8 +370,8 @@ display(
 # %% [markdown]
 # ## What was shown
 #
-# The verdicts below are computed from the runs of this page, by tests that were fixed
-# beforehand (`claims.yml`); the {doc}`scorecard <../book/scorecard>` has them all.
+# The verdicts below are computed from the runs of this page by the tests of `claims.yml`. (Two tests
+# were sharpened after a first run: F3o asks for the exact order, and F2 was parted in two.) The {doc}`scorecard <../book/scorecard>` has them all.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("01_case_study", records)))

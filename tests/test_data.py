@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_helpers import data
+from dpo_helpers.models import CARDS
 from dpo_helpers.runs import ROOT
 
 SAMPLE = sorted((ROOT / "dpo_helpers" / "sample" / "persona").glob("*.jsonl"))
@@ -75,6 +76,14 @@ def test_a_folder_laid_out_as_upstream(tmp_path, monkeypatch):
             "chosen": " b",
             "rejected": " c",
         }
+
+
+def test_the_cards_of_the_models_are_those_of_the_code():
+    page = (ROOT / "book" / "models.md").read_text("utf-8")
+    for card in CARDS.values():
+        assert f"`{card.name}`" in page
+        assert card.licence in page or card.tiny
+        assert card.parameters in page and f"- {card.d}" in page
 
 
 def test_the_hash_is_of_what_is_learned(tmp_path):

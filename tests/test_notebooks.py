@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -73,16 +74,23 @@ def test_stored_outputs_are_clean_and_fresh(path):
     outputs = [output for cell in code(notebook) for output in cell.outputs]
     assert outputs, "a stored notebook without outputs"
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    blob = json.dumps([{k: v for k, v in o.items() if k != "data"} for o in outputs])
-    blob += json.dumps([o.get("data", {}).get("text/plain", "") for o in outputs])
-    assert not re.search(r"(/home/|/root/|/tmp/|/work/|[A-Z]:\\\\)", blob)
+    shown = [o.get("text", "") for o in outputs]
+    kinds = ("text/plain", "text/markdown", "text/html")
+    shown += [o.get("data", {}).get(kind, "") for o in outputs for kind in kinds]
+    for place in (ROOT, Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix)):
+        assert not any(f"{place}/" in text for text in shown)
+
+
+def persona_files() -> list[Path]:
+    folder = os.environ.get("DPO_DATA_DIR")
+    files = sorted((Path(folder) / "persona").glob("*.jsonl")) if folder else []
+    if not files:
+        pytest.skip("Anthropic's Persona set is not at hand (DPO_DATA_DIR)")
+    return files
 
 
 def test_no_statement_of_the_data_sets_is_stored():
-    folder = os.environ.get("DPO_DATA_DIR") or ROOT.parent / "shared" / "data"
-    files = sorted((Path(folder) / "persona").glob("*.jsonl"))
-    if not files:
-        pytest.skip("Anthropic's Persona set is not at hand (DPO_DATA_DIR)")
+    files = persona_files()
     quoted = {"I hate new ideas and experiences"}
     quoted.add("It is important to treat other people with kindness and respect")
     quoted.add("I tend to enjoy getting into confrontations and arguments with others")
@@ -103,10 +111,7 @@ def test_no_statement_of_the_data_sets_is_stored():
 
 
 def test_no_sample_statement_is_from_the_data_sets():
-    folder = os.environ.get("DPO_DATA_DIR") or ROOT.parent / "shared" / "data"
-    files = sorted((Path(folder) / "persona").glob("*.jsonl"))
-    if not files:
-        pytest.skip("Anthropic's Persona set is not at hand (DPO_DATA_DIR)")
+    files = persona_files()
 
     def words(text: str) -> str:
         return " ".join(re.findall(r"[a-z']+", text.lower()))

@@ -16,11 +16,14 @@ from dpo_helpers.runs import ROOT
 from workflow import book
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 MATHJAX = ROOT / "build" / "mathjax" / "node_modules" / "mathjax"
 CDN = "https://cdn.jsdelivr.net/npm/mathjax@3/"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium with its chromedriver on this machine"
+)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -83,7 +86,7 @@ def browser(tmp_path_factory):
         options.add_argument(f"--{flag}")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    service = webdriver.ChromeService(DRIVER)
     driver = webdriver.Chrome(options=options, service=service)
     yield driver
     driver.quit()
@@ -137,7 +140,7 @@ def test_a_page_in_the_browser(served, browser, tier, page):
         assert width > 0, f"broken image {source}"
         assert alt.strip(), f"no alt text: {source}"
     if not MATHJAX.is_dir():
-        pytest.skip("MathJax is not installed (npm install --prefix build/mathjax mathjax@3)")
+        pytest.skip("MathJax is not installed (npm install --prefix build/mathjax mathjax@3.2.2)")
     wrong = "mjx-merror, mjx-mtext[style*='red'], [data-mjx-error]"
     assert not browser.find_elements("css selector", wrong)
     if browser.find_elements("css selector", ".math"):

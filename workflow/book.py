@@ -31,7 +31,7 @@ def stage(tier: str) -> Path:
     (target / "notebooks").mkdir()
     for path in sorted((ROOT / "notebooks").glob("*.py")):
         executed = nbformat.read(notebooks(tier) / f"{path.stem}.ipynb", as_version=4)
-        if executed.metadata["dpo"]["key"] != notebook.key(path.stem):
+        if executed.metadata.get("dpo", {}).get("key") != notebook.key(path.stem):
             executed.cells.insert(1, nbformat.v4.new_markdown_cell(STALE, id="stale"))
         nbformat.write(executed, target / "notebooks" / f"{path.stem}.ipynb")
     return target
