@@ -213,12 +213,11 @@ assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
 eta = experiments.learning_rate(records)
 calibration = experiments.measured(records.states(config.calibration))
 kappa = calibration.kappa(eta, config.beta)
-print(f"{config.calibration}: the rule gives η = {eta:g} with κ = {kappa:.2f}")
-print(f"the paper's η = 0.1 has κ = {kappa * 0.1 / eta:.3f}")
-kappas = [round(m.kappa(eta, config.beta), 2) for m in measured.values()]
-print(
-    f"κ of the behaviors: {kappas}; ‖W_B‖ = {np.linalg.norm(first.boundary):.2f}"
-)
+print(f"{config.calibration}: η = {eta:g} by the rule, κ = {kappa:.2f}")
+print(f"with the paper's η = 0.1: κ = {kappa * 0.1 / eta:.3f}")
+kappas = [m.kappa(eta, config.beta) for m in measured.values()]
+print("the behaviors above: κ =", *(f"{kappa:.2f}" for kappa in kappas))
+print(f"before training ‖W_B‖ = {np.linalg.norm(first.boundary):.2f}")
 
 # %% [markdown]
 # ### Loss and motion
