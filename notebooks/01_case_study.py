@@ -244,7 +244,7 @@ plots.curves(
 # order of the curves with that of $\|\hat\mu_+ - \hat\mu_-\|$ in the table above, and both with the paper's
 # numbering: the rank correlations stand below, and claim F3o is about the numbering.
 
-# %% mystnb={"figure": {"caption": "How far the unembedding moves (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "How far the unembedding moves (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}}
 distance = f3.arrays["distance"]
 plots.curves(
     {
