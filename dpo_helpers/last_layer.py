@@ -87,14 +87,18 @@ def train(
     few = drawn.sum(-1).max() < rows / 2
     if few:
         pick = np.argsort(~drawn, axis=-1, kind="stable")[..., : drawn.sum(-1).max()]
-        pick = torch.from_numpy(pick).to(device)
-        weights = weights.take_along_dim(pick[..., None], 2)
-        each = torch.arange(len(problems), device=device)[:, None]
-    for t in range(steps):
-        at = min(t, len(draws) - 1)
-        seen = a[each, pick[at]] if few else a
-        pull = torch.sigmoid(-2 * beta * (seen @ path[t]))
-        path[t + 1] = path[t] + learning_rate * beta * (seen.mT @ (weights[at] * pull))
+        weights = torch.from_numpy(np.take_along_axis(draws, pick[..., None], 2)).to(**to)
+        pick = torch.from_numpy(pick + rows * np.arange(len(problems))[:, None]).to(device)
+        flat = a.flatten(0, 1)
+    weights *= learning_rate * beta
+    with torch.inference_mode():
+        for t in range(steps):
+            at = min(t, len(draws) - 1)
+            seen = a
+            if few:
+                seen = flat.index_select(0, pick[at].flatten()).unflatten(0, pick[at].shape)
+            pull = torch.sigmoid(-2 * beta * (seen @ path[t]))
+            torch.baddbmm(path[t], seen.mT, weights[at] * pull, out=path[t + 1])
     measured = [
         _measure(problem, a[k, : len(problem.labels)], path[:, k], boundary, beta)
         for k, problem in enumerate(problems)
