@@ -7,14 +7,7 @@ from scipy.special import expit
 
 from dpo_helpers import dpo
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Many tiny operations: threads would wait for each other, the more so beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _policies(seed, prompts=4, responses=5):

@@ -15,13 +15,7 @@ TINY = ("tiny-llama", "tiny-mistral", "tiny-gemma")
 WINDOW = 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Many tiny operations: threads would wait for each other, the more so beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _load(name):

@@ -15,13 +15,7 @@ V, YES, NO = 11, 7, 2
 BETA, RATE = 0.1, 60.0  # κ ≈ 2 on the problems below
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Many tiny operations: threads would wait for each other, the more so beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _problem(seed=0, n=40, d=32, held_out=10, flip=0.0, groups=0):
