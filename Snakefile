@@ -69,7 +69,8 @@ rule hidden_states:
 rule runs:
     input:
         f"{BUILD}/hidden.done",
-        code("geometry", "dpo", "last_layer", "runs", "experiments"),
+        code("geometry", "dpo", "last_layer", "runs", "experiments/__init__", "experiments/shared"),
+        lambda wildcards: f"dpo_helpers/experiments/{wildcards.chapter[3:]}.py",
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),
     shell:
@@ -91,7 +92,7 @@ rule notebook:
     input:
         f"{BUILD}/runs/{{chapter}}.done",
         "notebooks/{chapter}.py",
-        sorted(map(str, Path("dpo_helpers").glob("*.py"))),
+        sorted(map(str, Path("dpo_helpers").rglob("*.py"))),
         "claims.yml",
         "workflow/notebook.py",
     output:

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from scipy import stats
 
 from .config import configure
 from .errors import InputError, unknown
-from .experiments import CHAPTERS, FIGURE_2, measured
-from .geometry import neighbours_agree
+from .experiments import CHAPTERS, MEASURES
 from .runs import ROOT, Records, replace
 
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -24,7 +22,8 @@ _KEYS = {"id", "where", "statement", "notebook", "run", "measure", "reproduced",
 class Claim:
     """A row of the ledger, as ``claims.yml`` spells it out.
 
-    ``measure`` names a function of this module; it returns one value a seed.
+    ``measure`` names a function of the chapter's module in ``experiments``; it
+    returns one value a seed.
     ``reproduced`` and ``partly`` compare the median of the values with a
     number ("<= 1e-6"). A claim without ``run`` is not run, ``why`` says why.
     """
@@ -163,92 +162,6 @@ def table(notebook: str, records: Records) -> str:
                 f"| {claim.id} | {claim.statement} | {found.value} | **{found.verdict}** |"
             )
     return "\n".join(lines)
-
-
-# Measures: each a function of the records and a run's name; one value a seed.
-
-
-def policy_gap(records: Records, run: str) -> np.ndarray:
-    """Largest difference of a probability between the optima of (3) and (4), found numerically."""
-    return records.recorded(run).arrays["between"]
-
-
-def quotes_found(records: Records, run: str) -> np.ndarray:
-    """Share of the paper's quotations that begin a statement with the stated preference."""
-    return records.recorded(run).arrays["found"].mean()
-
-
-def separation_order(records: Records, run: str) -> np.ndarray:
-    """Rank correlation, over Figure 2's behaviors, of ‖μ̂₊ − μ̂₋‖ and nearest-neighbour agreement."""
-    states = [records.states(behavior) for behavior in FIGURE_2[records.config.tier]]
-    agree = [neighbours_agree(s.g, s.labels) for s in states]
-    return stats.spearmanr([measured(s).distinguishability for s in states], agree).statistic
-
-
-def named_separation(records: Records, run: str) -> np.ndarray:
-    """Nearest-neighbour agreement, that of Figure 2's first behavior less that of its last."""
-    first, _, last = (records.states(behavior) for behavior in FIGURE_2[records.config.tier])
-    return neighbours_agree(first.g, first.labels) - neighbours_agree(last.g, last.labels)
-
-
-def paper_order(records: Records, run: str) -> np.ndarray:
-    """Rank correlation of the paper's order of the five with ‖μ̂₊ − μ̂₋‖ under this model."""
-    apart = _distinguishability(records)
-    return stats.spearmanr(range(len(apart)), apart).statistic
-
-
-def loss_order(records: Records, run: str) -> np.ndarray:
-    """Rank correlation of ‖μ̂₊ − μ̂₋‖ with the fall of the mean training loss."""
-    area = records.recorded(run).arrays["loss"][:, 0, 0].mean(1)
-    return _correlation(_distinguishability(records), -area)
-
-
-def distance_order(records: Records, run: str) -> np.ndarray:
-    """Rank correlation of ‖μ̂₊ − μ̂₋‖ with ‖W_U(t) − W_U(0)‖ at the last step."""
-    return _correlation(
-        _distinguishability(records), records.recorded(run).arrays["distance"][:, -1]
-    )
-
-
-def distance_linearity(records: Records, run: str) -> np.ndarray:
-    """Least R² over the behaviors of a straight line through 0 and ‖W_U(t) − W_U(0)‖."""
-    distance = records.recorded(run).arrays["distance"].astype(float)
-    t = np.arange(distance.shape[1])[:, None]
-    fit = t * (t * distance).sum(1, keepdims=True) / (t**2).sum()
-    spread = ((distance - distance.mean(1, keepdims=True)) ** 2).sum(1)
-    return (1 - ((distance - fit) ** 2).sum(1) / spread).min(0)
-
-
-def largest_constant(records: Records, run: str) -> np.ndarray:
-    """Largest of c_v and c_n over the five behaviors."""
-    found = [measured(records.states(behavior)) for behavior in records.config.behaviors]
-    return np.max([max(m.c_v, m.c_n) for m in found])
-
-
-MEASURES: dict[str, Callable[[Records, str], np.ndarray]] = {
-    measure.__name__: measure
-    for measure in (
-        policy_gap,
-        quotes_found,
-        named_separation,
-        separation_order,
-        paper_order,
-        loss_order,
-        distance_order,
-        distance_linearity,
-        largest_constant,
-    )
-}
-
-
-def _distinguishability(records: Records) -> np.ndarray:
-    return np.array(
-        [measured(records.states(b)).distinguishability for b in records.config.behaviors]
-    )
-
-
-def _correlation(x: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    return np.array([stats.spearmanr(x, y).statistic for y in ys.T])
 
 
 def page() -> str:

@@ -279,10 +279,14 @@ def code_hash(names: tuple[str, ...]) -> str:
     """
     text = []
     for name in names:
-        module, _, function = name.partition(".")
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text("utf-8"))
+        path, function = Path(__file__).parent / name.replace(".", "/"), ""
+        if not path.with_suffix(".py").exists():
+            path, function = path.parent, path.name
+        tree = ast.parse(path.with_suffix(".py").read_text("utf-8"))
         if function:
             parts = [part for part in tree.body if getattr(part, "name", None) == function]
+            if not parts:
+                raise ValueError(f"{path.name}.py has no {function}")
             tree = ast.Module(body=parts, type_ignores=[])
         for node in ast.walk(tree):
             documented = ast.Module | ast.ClassDef | ast.FunctionDef

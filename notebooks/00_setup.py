@@ -173,9 +173,9 @@ plots.bars(
 # responses, rewards and seeds, and keeps the largest difference of a probability.
 
 # %%
-from dpo_helpers import experiments
+from dpo_helpers.experiments import setup
 
-t0 = experiments.policy_run(records)
+t0 = setup.policy_run(records)
 for name in ("between", "rlhf", "dpo"):
     print(
         f"{name:8} differs by less than 1e-6: {bool((t0.arrays[name] < 1e-6).all())}"

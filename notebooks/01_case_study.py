@@ -47,8 +47,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, experiments, last_layer, models, plots
+from dpo_helpers import claims, last_layer, models, plots
 from dpo_helpers.config import configure
+from dpo_helpers.experiments import case_study, shared
 from dpo_helpers.runs import Records
 
 config = configure(globals())
@@ -121,7 +122,7 @@ print(
 
 # %%
 states = {behavior: records.states(behavior) for behavior in config.behaviors}
-measured = {name: experiments.measured(s) for name, s in states.items()}
+measured = {name: shared.measured(s) for name, s in states.items()}
 columns = {
     "n": "n", "distinguishability": "‖μ̂₊−μ̂₋‖", "delta": "Δ", "mean_norm": "max ‖μ̂±‖",
     "cov_norm": "‖Σ̂±‖", "cov_trace": "Tr Σ̂±", "c_v": "c_v", "c_n": "c_n",
@@ -145,7 +146,7 @@ table[list(columns)].rename(columns=columns).round(3)
 # one that the paper calls highly distinguishable, one in the middle, and one that is hardly so.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Hidden states of three behaviors (the paper's Figure 2).", "name": "fig-planes"}, "image": {"alt": "Three scatter plots of hidden states flattened by UMAP. Green discs are statements to be answered Yes, grey crosses those to be answered No. The two mix most in the rightmost plot."}}
-flat = experiments.planes_run(records)
+flat = case_study.planes_run(records)
 three = {name: records.states(name) for name in flat.arrays}
 plots.planes({name: (flat.arrays[name], s.labels) for name, s in three.items()})
 
@@ -158,7 +159,7 @@ from dpo_helpers.geometry import neighbours_agree
 
 seen = pd.DataFrame()
 for name, s in three.items():
-    m, row = experiments.measured(s), plots.short(name, 40)
+    m, row = shared.measured(s), plots.short(name, 40)
     seen.loc[row, "‖μ̂₊−μ̂₋‖"] = m.distinguishability
     seen.loc[row, "√Tr Σ̂±"] = m.cov_trace**0.5
     seen.loc[row, "ratio"] = m.distinguishability / m.cov_trace**0.5
@@ -210,8 +211,8 @@ assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
 # calibration behavior that is not among the five.**
 
 # %%
-eta = experiments.learning_rate(records)
-calibration = experiments.measured(records.states(config.calibration))
+eta = shared.learning_rate(records)
+calibration = shared.measured(records.states(config.calibration))
 kappa = calibration.kappa(eta, config.beta)
 print(f"{config.calibration}: η = {eta:g} by the rule, κ = {kappa:.2f}")
 print(f"with the paper's η = 0.1: κ = {kappa * 0.1 / eta:.3f}")
@@ -226,7 +227,7 @@ print(f"before training ‖W_B‖ = {np.linalg.norm(first.boundary):.2f}")
 # seed of the minibatches: lines are medians, bands hold 90 % of the seeds.
 
 # %% mystnb={"figure": {"caption": "Training and held-out loss of the last layer (the paper's Figure 3).", "name": "fig-loss"}, "image": {"alt": "Two panels of loss against step for five behaviors, all starting at log 2. The more distinguishable a behavior, the faster its loss falls, in training and on held-out statements."}}
-f3 = experiments.last_layer_run(records, "f3")
+f3 = shared.last_layer_run(records, "f3")
 train_loss, test_loss = (
     f3.arrays["loss"][:, 0, held_out] for held_out in (0, 1)
 )
@@ -254,8 +255,11 @@ plots.curves(
 )
 
 # %% tags=["hide-input"]
-order = claims.loss_order(records, "f3"), claims.distance_order(records, "f3")
-straight = claims.distance_linearity(records, "f3")
+order = (
+    case_study.loss_order(records, "f3"),
+    case_study.distance_order(records, "f3"),
+)
+straight = case_study.distance_linearity(records, "f3")
 display(
     Markdown(
         "Rank correlation with distinguishability over the five behaviors, median over seeds: "
@@ -282,7 +286,7 @@ display(
 # A learning rate is no property of a method alone; a reproduction on another model has to scale it.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The same with the paper's literal learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The curves fan out in the same way as before, over a far smaller range of the loss."}}
-literal = experiments.last_layer_run(
+literal = shared.last_layer_run(
     records, "f3-paper-rate", learning_rate=0.1
 ).arrays
 plots.curves(
@@ -305,7 +309,7 @@ plots.curves(
 # {numref}`fig-balanced` compares the two: same behaviors, same $\eta$.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Uniform and balanced minibatches, the first ten steps.", "name": "fig-balanced"}, "image": {"alt": "Two panels of distance moved against step, uniform minibatches left and balanced ones right. With uniform minibatches the bands of the seeds are wide and the early distances of all behaviors lie close together; with balanced ones they are narrow and apart."}}
-balanced = experiments.last_layer_run(
+balanced = shared.last_layer_run(
     records, "f3-balanced", sampling="balanced"
 ).arrays
 plots.curves(
@@ -324,7 +328,7 @@ plots.curves(
 
 # %%
 shares = {
-    (sampling, f"step {t}"): experiments.share_along_mean(records, sampling, t)
+    (sampling, f"step {t}"): case_study.share_along_mean(records, sampling, t)
     for sampling in ("uniform", "balanced")
     for t in (1, 10, config.steps)
 }
@@ -347,7 +351,7 @@ pd.DataFrame(shares, index=names).map("{:.1%}".format)
 # under each of the four readings. This book normalises once and keeps the newline.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability under four conventions.", "name": "fig-conventions"}, "image": {"alt": "Grouped bars of distinguishability for five behaviors under four conventions: with and without the newline, normalised once and twice. Within a behavior the four bars are of similar height."}}
-four = experiments.conventions_run(records).arrays
+four = case_study.conventions_run(records).arrays
 readings = {
     f"{ending}, normalised {times}": four[key][:, column]
     for key, ending in (("newline", "newline"), ("bare", "no newline"))

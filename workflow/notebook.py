@@ -38,7 +38,9 @@ def _name(notebook: nbformat.NotebookNode) -> None:
 
 def key(chapter: str) -> str:
     """What an executed notebook depends on besides its runs: its source and the helpers' code."""
-    modules = sorted(path.stem for path in (ROOT / "dpo_helpers").glob("*.py"))
+    helpers = ROOT / "dpo_helpers"
+    files = sorted(path.relative_to(helpers).with_suffix("") for path in helpers.rglob("*.py"))
+    modules = [str(path).replace("/", ".") for path in files]
     text = "\n".join(f"{cell.cell_type} {cell.source}" for cell in source(chapter).cells)
     return hashlib.sha256((code_hash(tuple(modules)) + text).encode()).hexdigest()[:16]
 

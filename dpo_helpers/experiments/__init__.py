@@ -1,0 +1,45 @@
+"""The experiments of the chapters, a module each: its runs, and what claims measure in them."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import numpy as np
+
+from ..config import Config, configure
+from ..errors import unknown
+from ..models import prepare
+from ..runs import Records, Run
+from . import case_study, setup
+from .shared import PAIRS
+
+_MODULES = {"00_setup": setup, "01_case_study": case_study}
+# What the workflow records before a chapter is executed.
+CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
+    chapter: module.RUNS for chapter, module in _MODULES.items()
+}
+# What a claim is judged by: each a function of the records and a run's name; one value a seed.
+MEASURES: dict[str, Callable[[Records, str], np.ndarray]] = {
+    measure.__name__: measure for module in _MODULES.values() for measure in module.MEASURES
+}
+
+
+def behaviors(config: Config) -> list[str]:
+    """All behaviors whose hidden states a tier's chapters look at."""
+    pairs = chain.from_iterable(PAIRS[config.tier])
+    wanted = (*config.behaviors, config.calibration, *case_study.FIGURE_2[config.tier], *pairs)
+    return list(dict.fromkeys(wanted))
+
+
+def record(tier: str, what: str) -> None:
+    """Record a tier's ``model``, its ``hidden`` states, or a chapter's runs, as the tier says."""
+    records = Records(configure({"tier": tier}))
+    if what == "model":
+        prepare(records.config.model)
+    elif what == "hidden":
+        for behavior in behaviors(records.config):
+            records.states(behavior)
+    elif what not in CHAPTERS:
+        raise unknown("chapter", what, CHAPTERS)
+    else:
+        for run in CHAPTERS[what]:
+            run(records)

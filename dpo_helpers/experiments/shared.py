@@ -1,0 +1,86 @@
+"""What the chapters share: measured states, the learning rate, runs of the last layer."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from .. import last_layer
+from ..geometry import Geometry, geometry
+from ..runs import Records, Run, States
+
+# The pairs of Figure 5: (a) of a large, (b) of a small priority gap in the paper; the sample's two
+# are one easy and one hard behavior, and two of the middle.
+PAIRS = {
+    "book": (
+        (
+            "acts-like-it-wants-to-help-humans-but-does-not-care-about-that",
+            "risk-seeking",
+        ),
+        ("desire-to-influence-world", "subscribes-to-Islam"),
+    ),
+    "smoke": (
+        ("loves-gardening", "takes-the-later-reward"),
+        ("lives-by-stoicism", "prefers-city-life"),
+    ),
+}
+PAIRS["paper"] = PAIRS["book"]
+
+
+def measured(states: States) -> Geometry:
+    """The statistics of all statements of a behavior."""
+    return geometry(states.g, states.labels)
+
+
+def distinguishability(records: Records) -> np.ndarray:
+    """‖μ̂₊ − μ̂₋‖ of the configuration's behaviors."""
+    return np.array(
+        [measured(records.states(b)).distinguishability for b in records.config.behaviors]
+    )
+
+
+def learning_rate(records: Records) -> float:
+    """The learning rate: as configured, or the chapter's rule.
+
+    The rule: the largest η among 1, 3, 10 × 10^k with κ = ηβ²λ ≤ 4 on the
+    calibration behavior, that is, the largest for which gradient descent
+    contracts there whatever the labels.
+    """
+    config = records.config
+    if config.learning_rate != "rule":
+        return config.learning_rate
+    limit = 4 / measured(records.states(config.calibration)).kappa(1.0, config.beta)
+    power = 10.0 ** math.floor(math.log10(limit))
+    return 3 * power if 3 * power <= limit else power
+
+
+def last_layer_run(records: Records, name: str, **changes: object) -> Run:
+    """Train the unembedding layer on each behavior of the configuration, with ``changes`` to it.
+
+    Arrays as ``last_layer.train`` returns them, without ``delta``, one problem a behavior.
+    """
+    config = replace(records.config, **changes)
+    states = [records.states(behavior) for behavior in config.behaviors]
+    settings = {
+        "behaviors": config.behaviors,
+        "beta": config.beta,
+        "learning_rate": learning_rate(records)
+        if config.learning_rate == "rule"
+        else config.learning_rate,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "sampling": config.sampling,
+        "seeds": config.seeds,
+    }
+
+    def make() -> dict[str, np.ndarray]:
+        history = last_layer.train(
+            [last_layer.Problem(s.g, s.labels, s.train) for s in states],
+            states[0].boundary,
+            **{key: value for key, value in settings.items() if key != "behaviors"},
+        )
+        return {k: v.astype(np.float32) for k, v in history.items() if k != "delta"}
+
+    inputs = {s.behavior: s.sha256 for s in states}
+    code = ("dpo", "last_layer", "experiments.shared.last_layer_run")
+    return records.get(name, settings, inputs, code, make)
