@@ -69,7 +69,9 @@ rule hidden_states:
 rule runs:
     input:
         f"{BUILD}/hidden.done",
-        code("geometry", "dpo", "last_layer", "runs", "experiments/__init__", "experiments/shared"),
+        code("geometry", "dpo", "last_layer", "runs"),
+        code("synthetic", "paper", "theory", "mixture", "certificate"),
+        code("experiments/__init__", "experiments/shared"),
         lambda wildcards: f"dpo_helpers/experiments/{wildcards.chapter[3:]}.py",
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),

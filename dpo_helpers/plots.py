@@ -76,6 +76,45 @@ def curves(panels: Mapping[str, np.ndarray], behaviors: Sequence[str]) -> Figure
     return fig
 
 
+def lines(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    xlabel: str,
+    *,
+    scale: tuple[str, str] = ("linear", "linear"),
+    hues: Mapping[str, str] | None = None,
+    dashed: Sequence[str] = (),
+) -> Figure:
+    """One panel a y label, one line a name: bounds, sweeps and what was measured.
+
+    ``panels`` maps the y label to {name: (x, y)}, y of shape (points,) or, with a band of low,
+    middle and high, (3, points). Names keep their colour over the panels: ``hues``, or dark to light in
+    order. ``dashed`` names what is theory. ``scale`` is that of the x and the y axis.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(names)))
+    hues = dict(zip(names, shades, strict=True)) | dict(hues or {})
+    with plt.rc_context(_STYLE):
+        fig, axes = plt.subplots(
+            1, len(panels), figsize=(4.2 * len(panels) + 0.8, 3.5), squeeze=False
+        )
+        drawn = {}
+        for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
+            for name, (x, y) in series.items():
+                y = np.asarray(y, float)
+                middle = y if y.ndim == 1 else y[1]
+                mark = "--" if name in dashed else "-"
+                (drawn[name],) = ax.plot(x, middle, mark, color=hues[name], lw=1.7)
+                if y.ndim == 2:
+                    ax.fill_between(x, y[0], y[2], color=hues[name], alpha=0.18, lw=0)
+            ax.set(xlabel=xlabel, ylabel=label, xscale=scale[0], yscale=scale[1])
+        wide = 2 if max(map(len, names)) > 24 else 4
+        columns = min(len(names), wide if len(panels) > 1 else 2)
+        legend = dict(loc="outside lower center", frameon=False, fontsize=9)
+        fig.legend(drawn.values(), drawn.keys(), ncols=columns, **legend)
+    plt.close(fig)
+    return fig
+
+
 def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     """One panel a behavior: points in the plane, Yes statements green discs, No grey crosses.
 

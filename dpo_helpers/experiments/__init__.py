@@ -9,10 +9,16 @@ from ..config import Config, configure
 from ..errors import unknown
 from ..models import prepare
 from ..runs import Records, Run
-from . import case_study, setup
+from . import case_study, learning_guarantees, priorities, rate_of_change, setup
 from .shared import PAIRS
 
-_MODULES = {"00_setup": setup, "01_case_study": case_study}
+_MODULES = {
+    "00_setup": setup,
+    "01_case_study": case_study,
+    "02_rate_of_change": rate_of_change,
+    "03_priorities": priorities,
+    "04_learning_guarantees": learning_guarantees,
+}
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
     chapter: module.RUNS for chapter, module in _MODULES.items()
