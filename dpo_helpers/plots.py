@@ -87,8 +87,8 @@ def lines(
     """One panel a y label, one line a name: bounds, sweeps and what was measured.
 
     ``panels`` maps the y label to {name: (x, y)}, y of shape (points,) or, with a band of low,
-    middle and high, (3, points). Names keep their colour over the panels: ``hues``, or dark to light in
-    order. ``dashed`` names what is theory. ``scale`` is that of the x and the y axis.
+    middle and high, (3, points). Names keep their colour over the panels: ``hues``, or dark to
+    light in order. ``dashed`` names what is theory. ``scale`` is that of the x and the y axis.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(names)))
