@@ -53,10 +53,13 @@ def certificate(
 
     here points z of the linear regime: descent has done nearly as well as any point within reach.
 
-    Raises InputError for κ > 4, NaN, labels of one side, and fewer than one step.
+    Raises InputError for κ > 4, NaN, labels of one side, shapes that do not fit, no steps.
     """
     if steps < 1:
         raise InputError(f"steps = {steps}: must be at least 1")
+    g, labels = theory.checked(g, labels)
+    if np.shape(boundary) != g.shape[1:]:
+        raise InputError(f"boundary {np.shape(boundary)} does not fit hidden states {g.shape}")
     spectrum = spectrum or theory.spectrum(g)
     s = theory.signal(g, labels, lam=spectrum.root[0] ** 2 / len(g))
     kappa = s.kappa(learning_rate, beta)

@@ -24,7 +24,7 @@ def coordinates(
 
 def norm_bound(alpha: float) -> float:
     """K = inf{t: E exp((|X|/t)^α) ≤ 2} = 2^(1/α) s of the Weibull variable (§4.1)."""
-    return 2 ** (1 / alpha) * _scale(alpha)
+    return _scale(alpha) * 2 ** (1 / alpha)
 
 
 def clouds(

@@ -41,7 +41,9 @@ class Signal:
         return float(np.sqrt((self.along**2).mean()))
 
     def kappa(self, learning_rate: float, beta: float) -> float:
-        """κ = ηβ²λ. Raises InputError above 4, where nothing is proven."""
+        """κ = ηβ²λ. Raises InputError above 4, where nothing is proven, and for η, β not positive."""
+        if not (learning_rate > 0 and beta > 0):
+            raise InputError(f"learning_rate = {learning_rate}, beta = {beta}: must be positive")
         kappa = learning_rate * beta**2 * self.lam
         if not kappa <= 4:
             most = 4 / (beta**2 * self.lam)
@@ -67,6 +69,25 @@ def signal(g: np.ndarray, labels: np.ndarray, lam: float | None = None) -> Signa
 
     ``lam`` is λ where it is known already: it is the one costly number here.
 
+    Raises InputError as ``checked`` does.
+    """
+    g, labels = checked(g, labels)
+    a = labels[:, None] * g
+    mean = 2 * a.mean(0)
+    strength = float(np.linalg.norm(mean))
+    unit = mean / strength if strength else np.zeros_like(mean)
+    return Signal(
+        strength=strength,
+        unit=unit,
+        along=a @ unit,
+        norms=np.linalg.norm(g, axis=1),
+        lam=largest_eigenvalue(g) if lam is None else lam,
+    )
+
+
+def checked(g: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden states as float64 and labels, both as arrays.
+
     Raises InputError for NaN, labels that are not ±1 or all the same, and shapes that do not fit.
     """
     g, labels = np.asarray(g, np.float64), np.asarray(labels)
@@ -82,17 +103,7 @@ def signal(g: np.ndarray, labels: np.ndarray, lam: float | None = None) -> Signa
         raise InputError(f"labels hold {sorted(sides - {-1, 1})[0]:g}; each must be 1 or −1")
     if len(sides) < 2:
         raise InputError("labels are all the same; a behavior needs statements of both sides")
-    a = labels[:, None] * g
-    mean = 2 * a.mean(0)
-    strength = float(np.linalg.norm(mean))
-    unit = mean / strength if strength else np.zeros_like(mean)
-    return Signal(
-        strength=strength,
-        unit=unit,
-        along=a @ unit,
-        norms=np.linalg.norm(g, axis=1),
-        lam=largest_eigenvalue(g) if lam is None else lam,
-    )
+    return g, labels
 
 
 def largest_eigenvalue(g: np.ndarray) -> float:
