@@ -5,4 +5,4 @@ stands before it: errors, config, data, models, tree, hidden, geometry, dpo,
 last_layer, runs, claims, plots.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
