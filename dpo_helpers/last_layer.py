@@ -74,26 +74,26 @@ def train(
         raise ValueError(f"problems have different numbers of groups: {sorted(groups)}")
     rows = max(len(p.labels) for p in problems)
     signed = np.zeros((len(problems), rows, problems[0].g.shape[1]))
-    draws = np.zeros((steps if sampling != "full" else 1, len(problems), rows, seeds))
+    batches = np.zeros((steps if sampling != "full" else 1, len(problems), rows, seeds))
     for k, problem in enumerate(problems):
         n = len(problem.labels)
         np.multiply(problem.g, problem.labels[:, None], out=signed[k, :n])
         for s in range(seeds):
-            draws[:, k, :n, s] = _draws(problem, len(draws), batch_size, sampling, s)
-    a, weights = torch.from_numpy(signed).to(**to), torch.from_numpy(draws).to(**to)
+            batches[:, k, :n, s] = draws(problem, len(batches), batch_size, sampling, s)
+    a, weights = torch.from_numpy(signed).to(**to), torch.from_numpy(batches).to(**to)
     path = torch.zeros(steps + 1, len(problems), a.shape[2], seeds, **to)
     # Few seeds draw few of the rows: a step then reads only these.
-    drawn = (draws > 0).any(-1)
+    drawn = (batches > 0).any(-1)
     few = drawn.sum(-1).max() < rows / 2
     if few:
         pick = np.argsort(~drawn, axis=-1, kind="stable")[..., : drawn.sum(-1).max()]
-        weights = torch.from_numpy(np.take_along_axis(draws, pick[..., None], 2)).to(**to)
+        weights = torch.from_numpy(np.take_along_axis(batches, pick[..., None], 2)).to(**to)
         pick = torch.from_numpy(pick + rows * np.arange(len(problems))[:, None]).to(device)
         flat = a.flatten(0, 1)
     weights *= learning_rate * beta
     with torch.inference_mode():
         for t in range(steps):
-            at = min(t, len(draws) - 1)
+            at = min(t, len(batches) - 1)
             seen = a
             if few:
                 seen = flat.index_select(0, pick[at].flatten()).unflatten(0, pick[at].shape)
@@ -135,7 +135,7 @@ def _measure(
     }
 
 
-def _draws(problem: Problem, steps: int, size: int, sampling: str, seed: int) -> np.ndarray:
+def draws(problem: Problem, steps: int, size: int, sampling: str, seed: int) -> np.ndarray:
     """(steps, n) weights of each step's minibatch mean."""
     weights = np.zeros((steps, len(problem.labels)))
     sides = [np.flatnonzero(problem.train)]

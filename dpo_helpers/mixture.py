@@ -19,6 +19,23 @@ def pulls(g: np.ndarray, labels: np.ndarray, group: np.ndarray) -> tuple[np.ndar
     return 2 * (member * labels / sizes[:, None]) @ g, sizes
 
 
+def differences(g: np.ndarray, labels: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """b_j = μ̂₊ʲ − μ̂₋ʲ of each behavior j of a mixture (m, d), of which (5) speaks.
+
+    For balanced classes the same as ``pulls``; otherwise without its share of the common mean.
+    Raises InputError for a behavior without statements of both sides.
+    """
+    number = np.arange(group.max() + 1)[:, None]
+    sides = [((group == number) & (labels == side)).astype(float) for side in (1, -1)]
+    counts = [side.sum(1, keepdims=True) for side in sides]
+    for count in counts:
+        if not count.all():
+            raise InputError(
+                f"behavior {int(np.argmin(count))} of the mixture has statements of one side only"
+            )
+    return (sides[0] / counts[0] - sides[1] / counts[1]) @ g
+
+
 def priorities(b: np.ndarray) -> np.ndarray:
     """P_j = b̄·b_j/(‖b̄‖ max_i ‖b_i‖), eq. (5), of the rows of ``b`` (m, d), equally large behaviors.
 
@@ -57,3 +74,11 @@ def first_fall(
     low = high - beta**2 / 2 * np.bincount(group, logits**2) / sizes
     exact = np.bincount(group, theory.fall(2 * beta * labels * logits)) / sizes
     return low, exact, high
+
+
+def falls(
+    path: np.ndarray, g: np.ndarray, labels: np.ndarray, group: np.ndarray, beta: float
+) -> np.ndarray:
+    """log 2 − L_j of each behavior of a mixture along a ``path`` of δ (steps, d): (m, steps)."""
+    margins = 2 * beta * labels[:, None] * (g @ path.T)
+    return np.stack([theory.fall(margins[group == j]).mean(0) for j in range(group.max() + 1)])

@@ -78,39 +78,48 @@ def curves(panels: Mapping[str, np.ndarray], behaviors: Sequence[str]) -> Figure
 
 def lines(
     panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
-    xlabel: str,
+    xlabel: str | Sequence[str],
     *,
     scale: tuple[str, str] = ("linear", "linear"),
     hues: Mapping[str, str] | None = None,
     dashed: Sequence[str] = (),
+    dots: Sequence[str] = (),
+    across: int = 3,
 ) -> Figure:
     """One panel a y label, one line a name: bounds, sweeps and what was measured.
 
     ``panels`` maps the y label to {name: (x, y)}, y of shape (points,) or, with a band of low,
     middle and high, (3, points). Names keep their colour over the panels: ``hues``, or dark to
-    light in order. ``dashed`` names what is theory. ``scale`` is that of the x and the y axis.
+    light in order. ``dashed`` names what is theory, ``dots`` what are points and no line. ``scale``
+    is that of the x and the y axis, ``xlabel`` one for all panels or one each. A name that begins
+    with "_" is left out of the legend. A row has up to ``across`` panels.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(names)))
     hues = dict(zip(names, shades, strict=True)) | dict(hues or {})
     with plt.rc_context(_STYLE):
-        fig, axes = plt.subplots(
-            1, len(panels), figsize=(4.2 * len(panels) + 0.8, 3.5), squeeze=False
-        )
+        width = min(across, len(panels))
+        rows = -(-len(panels) // width)
+        size = (4.2 * width + 0.8, 3.5 if rows == 1 else 3 * rows + 0.5)
+        fig, axes = plt.subplots(rows, width, figsize=size, squeeze=False)
         drawn = {}
-        for ax, (label, series) in zip(axes[0], panels.items(), strict=True):
+        for ax in axes.flat[len(panels) :]:
+            ax.set_visible(False)
+        below = [xlabel] * len(panels) if isinstance(xlabel, str) else xlabel
+        for ax, under, (label, series) in zip(axes.flat, below, panels.items(), strict=False):
             for name, (x, y) in series.items():
                 y = np.asarray(y, float)
                 middle = y if y.ndim == 1 else y[1]
-                mark = "--" if name in dashed else "-"
-                (drawn[name],) = ax.plot(x, middle, mark, color=hues[name], lw=1.7)
+                mark = "--" if name in dashed else "o" if name in dots else "-"
+                (drawn[name],) = ax.plot(x, middle, mark, color=hues[name], lw=1.7, ms=4)
                 if y.ndim == 2:
                     ax.fill_between(x, y[0], y[2], color=hues[name], alpha=0.18, lw=0)
-            ax.set(xlabel=xlabel, ylabel=label, xscale=scale[0], yscale=scale[1])
+            ax.set(xlabel=under, ylabel=label, xscale=scale[0], yscale=scale[1])
         wide = 2 if max(map(len, names)) > 24 else 4
-        columns = min(len(names), wide if len(panels) > 1 else 2)
+        columns = min(len(names), wide if width > 1 else 2)
         legend = dict(loc="outside lower center", frameon=False, fontsize=9)
-        fig.legend(drawn.values(), drawn.keys(), ncols=columns, **legend)
+        listed = {name: line for name, line in drawn.items() if name[0] != "_"}
+        fig.legend(listed.values(), listed.keys(), ncols=columns, **legend)
     plt.close(fig)
     return fig
 
@@ -154,5 +163,29 @@ def bars(groups: Mapping[str, Sequence[float]], behaviors: Sequence[str], ylabel
         )
         ax.set(ylabel=ylabel)
         fig.legend(loc="outside lower center", ncols=len(groups), frameon=False, fontsize=9)
+    plt.close(fig)
+    return fig
+
+
+def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """One panel a matrix, one above the other: every pair of names, the value in the cell.
+
+    ``panels`` maps the label to (names, names); NaN stays blank. Columns carry the rows' numbers.
+    """
+    numbered = [f"{short(name, 30)} {i}" for i, name in enumerate(names, 1)]
+    with plt.rc_context(_STYLE | {"axes.grid": False}):
+        height = 0.28 * len(names) + 0.7
+        fig, axes = plt.subplots(len(panels), 1, figsize=(7.2, height * len(panels)), squeeze=False)
+        for ax, (label, values) in zip(axes[:, 0], panels.items(), strict=True):
+            form = ".0f" if np.nanmax(values) > 10 else ".2f"
+            drawn = ax.imshow(values, cmap="viridis", aspect="auto")
+            for (i, j), value in np.ndenumerate(values):
+                if np.isfinite(value):
+                    hue = "white" if drawn.norm(value) < 0.6 else "black"
+                    ax.text(j, i, f"{value:{form}}", ha="center", va="center", color=hue, size=8)
+            ticks = range(len(names))
+            ax.set_xticks(ticks, [str(i + 1) for i in ticks], fontsize=9)
+            ax.set_yticks(ticks, numbered, fontsize=9)
+            ax.set_xlabel(label)
     plt.close(fig)
     return fig

@@ -55,6 +55,21 @@ def clouds(
     return common + labels[:, None] * difference / 2 + noise, labels
 
 
+def strengths(
+    rng: np.random.Generator, size: int, n: int, d: int, apart: float = 1.0
+) -> np.ndarray:
+    """‖b̂‖ of ``size`` sets of ``n`` Gaussian states with Σ = I and ‖μ₊ − μ₋‖ = ``apart``: (size,).
+
+    Drawn from its exact law, b̂ − b ~ N(0, (4/n) I), without drawing the states.
+    Raises InputError for n that is not even: classes are balanced.
+    """
+    if n < 2 or n % 2:
+        raise InputError(f"n = {n}: balanced classes need an even number of states, at least 2")
+    along = apart + 2 / np.sqrt(n) * rng.standard_normal(size)
+    across = rng.chisquare(d - 1, size) if d > 1 else np.zeros(size)
+    return np.sqrt(along**2 + 4 / n * across)
+
+
 def _scale(alpha: float) -> float:
     if not 0 < alpha <= 2:
         raise InputError(f"alpha = {alpha}: the paper's distributions have α in (0, 2]")

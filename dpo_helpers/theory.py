@@ -41,7 +41,7 @@ class Signal:
         return float(np.sqrt((self.along**2).mean()))
 
     def kappa(self, learning_rate: float, beta: float) -> float:
-        """κ = ηβ²λ. Raises InputError above 4, where nothing is proven, and for η, β not positive."""
+        """κ = ηβ²λ. Raises InputError above 4, where nothing is proven, and for η or β ≤ 0."""
         if not (learning_rate > 0 and beta > 0):
             raise InputError(f"learning_rate = {learning_rate}, beta = {beta}: must be positive")
         kappa = learning_rate * beta**2 * self.lam

@@ -61,6 +61,7 @@ records = Records(config)
 display(Markdown(records.header()))
 
 # %% [markdown]
+# (ev-objective)=
 # ## Preferences and rewards
 #
 # A prompt $x$ has two responses; a person prefers $y_w$ to $y_l$. The Bradley–Terry model

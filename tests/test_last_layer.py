@@ -103,7 +103,7 @@ def test_equals_full_vocabulary_training(sampling, size, problem):
     seeds, steps, w = 2, 200, _unembedding()
     history = _train([problem], w, steps, sampling=sampling, batch_size=size, seeds=seeds)
     for s in range(seeds):
-        weights = last_layer._draws(problem, steps, size, sampling, s)
+        weights = last_layer.draws(problem, steps, size, sampling, s)
         want = _replay(problem, weights, w)
         for name in ("loss", "margin", "accuracy"):
             got = history[name][0, ..., s]
@@ -256,7 +256,7 @@ def test_full_batches_know_no_seed():
 @pytest.mark.parametrize("size", [2, 9, 16, 500])
 def test_draws(sampling, size):
     p = _problem(n=60, held_out=15)
-    weights = last_layer._draws(p, 50, size, sampling, 0)
+    weights = last_layer.draws(p, 50, size, sampling, 0)
     assert weights.shape == (50, 60)
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-13)
     assert (weights >= 0).all()
@@ -275,15 +275,15 @@ def test_draws(sampling, size):
         assert np.unique(weights[:, members][drawn[:, members]]).size == 1
     if count < members.sum():
         assert len(np.unique(drawn, axis=0)) > 5, "drawn anew at each step"
-        assert (last_layer._draws(p, 50, size, sampling, 1) != weights).any()
-    assert (last_layer._draws(p, 50, size, sampling, 0) == weights).all()
+        assert (last_layer.draws(p, 50, size, sampling, 1) != weights).any()
+    assert (last_layer.draws(p, 50, size, sampling, 0) == weights).all()
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])
 def test_draws_are_fair(sampling):
     """Every training statement (of a side) is drawn as often as any other, within 5 sd."""
     p = _problem(n=60, held_out=15)
-    drawn = last_layer._draws(p, 4000, 8, sampling, 0) > 0
+    drawn = last_layer.draws(p, 4000, 8, sampling, 0) > 0
     sides = [p.train]
     if sampling == "balanced":
         sides = [p.train & (p.labels == side) for side in (1, -1)]
