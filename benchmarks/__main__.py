@@ -70,7 +70,7 @@ def hidden() -> list[dict]:
                 _ = body(**batch, use_cache=False)
 
     hidden_states(model, prompts[:64])  # the first calls are slower for all
-    trees, alone, batches = seconds(lambda: hidden_states(model, prompts, 1024), one_by_one, padded)
+    trees, alone, batches = seconds(lambda: hidden_states(model, prompts), one_by_one, padded)
     nodes = sum(len(tree.tokens) for _, tree in pack(ids, 1024))
     inner = sum(p.numel() for n, p in body.named_parameters() if p.ndim == 2 and "embed" not in n)
     share = 2 * inner * nodes / trees / matrix_rate()

@@ -1,6 +1,7 @@
 """Final hidden states g(x): what the unembedding layer sees (§4.1)."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .models import Model
 
 
-def hidden_states(model: "Model", prompts: Sequence[str], tokens: int = 2048) -> np.ndarray:
+def hidden_states(model: "Model", prompts: Sequence[str], tokens: int = 1024) -> np.ndarray:
     """g(x) of each prompt: the hidden state after the final norm at its last token.
 
     The prompts are packed into token trees of about ``tokens`` tokens: no
@@ -43,10 +44,8 @@ def hidden_states(model: "Model", prompts: Sequence[str], tokens: int = 2048) ->
 def forward(network: "torch.nn.Module", tree: Tree) -> "torch.Tensor":
     """One pass over a tree: the state after the final norm at each of its T tokens, (T, d)."""
     import torch
-    from transformers import AttentionInterface
 
     config, body = network.config, network.base_model
-    AttentionInterface.register("token_tree", _attend)
     window = getattr(config, "sliding_window", None)
     kinds = sorted(set(getattr(config, "layer_types", None) or ["all"]))
     windows = {"full_attention": None, "sliding_attention": window, "all": window}
@@ -54,9 +53,7 @@ def forward(network: "torch.nn.Module", tree: Tree) -> "torch.Tensor":
     keys = looks[kinds[0]][0]
     masks = {kind: _mask(seen, body) for kind, (_, seen) in looks.items()}
     mask = masks if len(kinds) > 1 else masks[kinds[0]]
-    before = config._attn_implementation
-    network.set_attn_implementation("token_tree")
-    try:
+    with attending(network):
         return body(
             input_ids=torch.tensor(tree.tokens, device=body.device)[None],
             position_ids=torch.tensor(tree.depths, device=body.device)[None],
@@ -64,17 +61,32 @@ def forward(network: "torch.nn.Module", tree: Tree) -> "torch.Tensor":
             tree_keys=torch.tensor(keys, device=body.device),
             use_cache=False,
         ).last_hidden_state[0]
+
+
+@contextlib.contextmanager
+def attending(network: "torch.nn.Module") -> Iterator[None]:
+    """Inside, the network attends along a tree; where layers are recomputed, backward too."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("token_tree", _attend)
+    before = network.config._attn_implementation
+    network.set_attn_implementation("token_tree")
+    try:
+        yield
     finally:
         network.set_attn_implementation(before)
 
 
 def _mask(seen: np.ndarray, body: "torch.nn.Module") -> "torch.Tensor":
-    """(blocks, 1, BLOCK, K) to be added to the attention scores."""
+    """What is added to the scores: (blocks, key heads, BLOCK × group, K)."""
     import torch
 
+    shared = body.config.num_key_value_heads
+    seen = np.repeat(seen, body.config.num_attention_heads // shared, axis=1)
     zero = torch.zeros((), dtype=body.dtype, device=body.device)
     lowest = torch.finfo(body.dtype).min
-    return torch.where(torch.tensor(seen, device=body.device)[:, None], zero, lowest)
+    mask = torch.where(torch.tensor(seen, device=body.device), zero, lowest)
+    return mask[:, None].repeat(1, shared, 1, 1)
 
 
 def _attend(
@@ -88,19 +100,29 @@ def _attend(
     dropout: float = 0.0,
     **_: object,
 ) -> tuple["torch.Tensor", None]:
-    """Attention of a packed row, all blocks at once: (1, heads, T, e) → (1, T, heads, e)."""
+    """Attention of a packed row, all blocks at once: (1, heads, T, e) → (1, T, heads, e).
+
+    Query heads that share keys are rows of one product: in each of blocks ×
+    key heads, BLOCK × group queries meet K keys. The softmax is in float32.
+    """
     import torch
 
     _, heads, total, size = query.shape
     count, width = tree_keys.shape
-    query = torch.nn.functional.pad(query[0], (0, 0, 0, count * BLOCK - total))
-    query = query.view(heads, count, BLOCK, size).transpose(0, 1)
+    shared = key.shape[1]
+    group = heads // shared
 
-    def gather(x: torch.Tensor) -> torch.Tensor:
-        x = x[0].transpose(0, 1)[tree_keys.flatten()].view(count, width, -1, size)
-        return x.transpose(1, 2).repeat_interleave(heads // x.shape[2], dim=1)
+    rows = torch.nn.functional.pad(query[0].transpose(0, 1), (0, 0, 0, 0, 0, count * BLOCK - total))
+    rows = rows.reshape(count, BLOCK, shared, group * size).transpose(1, 2)
+    rows = rows.reshape(count * shared, BLOCK * group, size)
 
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query, gather(key), gather(value), attention_mask, dropout_p=dropout, scale=scaling
-    )
-    return out.transpose(1, 2).reshape(count * BLOCK, heads, size)[None, :total], None
+    def gather(x: torch.Tensor) -> torch.Tensor:  # (1, shared, T, e) → (count · shared, K, e)
+        x = x[0].transpose(0, 1).index_select(0, tree_keys.flatten())
+        return x.view(count, width, shared, size).transpose(1, 2).flatten(0, 1)
+
+    mask = attention_mask.flatten(0, 1)
+    scores = torch.baddbmm(mask, rows, gather(key).mT, alpha=scaling)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    out = torch.nn.functional.dropout(weights, dropout) @ gather(value)
+    out = out.view(count, shared, BLOCK, group * size).transpose(1, 2)
+    return out.reshape(1, count * BLOCK, heads, size)[:, :total], None

@@ -200,9 +200,7 @@ class Records:
         def make() -> dict[str, np.ndarray]:
             model = self.model()
             return {
-                "g": hidden_states(model, statements.prompts(config.newline), 1024).astype(
-                    np.float16
-                ),
+                "g": hidden_states(model, statements.prompts(config.newline)).astype(np.float16),
                 "labels": statements.labels,
                 "rows": model.unembedding_rows().numpy(),
             }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 64
+BLOCK = 32
 
 
 @dataclass(frozen=True)
