@@ -13,7 +13,7 @@ from dpo_helpers.errors import InputError
 from dpo_helpers.experiments import learning_guarantees as chapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUICK = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+QUICK = settings(max_examples=1000, deadline=None, derandomize=True, database=None)
 
 
 # Symbolic steps

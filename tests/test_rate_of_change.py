@@ -12,7 +12,7 @@ from dpo_helpers.errors import InputError
 from dpo_helpers.experiments import rate_of_change as chapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=1000, deadline=None, derandomize=True, database=None)
 
 
 # Symbolic steps

@@ -239,13 +239,33 @@ def test_sgd_moves_no_further_than_its_batches():
     first = distance[1] * 4 / (np.sqrt(2) * 0.2 * most)
     bound = theory.sgd_motion(first[None], most, 0.2)
     np.testing.assert_allclose(bound[1], distance[1], rtol=1e-12)
-    draw = getattr(last_layer, "draws", None) or last_layer._draws
-    weights = np.stack([draw(p, 50, 8, "uniform", s) for s in range(4)])
+    weights = np.stack([last_layer.draws(p, 50, 8, "uniform", s) for s in range(4)])
     strengths = np.linalg.norm(2 * weights @ (labels[:, None] * g), axis=-1).T
     bound = theory.sgd_motion(strengths, most, 0.2)
     assert bound.shape == distance.shape
     assert (distance <= bound * (1 + CLOSE)).all()
     assert (distance[-1] > 0.02 * bound[-1]).all()
+
+
+@settings(TRIALS)
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_any_minibatches_move_no_further(problem, seed):
+    """Theorem A for SGD: minibatches of any size, with κ ≤ 4 on each of them."""
+    g, labels, _, _, beta, steps = problem
+    rng, a = np.random.default_rng(seed), labels[:, None] * g
+    size = rng.integers(1, len(g) + 1)
+    batches = [a[rng.choice(len(g), size, replace=False)] for _ in range(min(steps, 12))]
+    # λ of a minibatch is at most the mean of its ‖g‖²; the largest decides.
+    lam = max((batch**2).sum(1).mean() for batch in batches)
+    eta = rng.choice([4.0, rng.uniform(0, 4)]) / (beta**2 * lam)
+    delta, distance = np.zeros(g.shape[1]), [0.0]
+    for batch in batches:
+        delta = delta + eta * beta * (expit(-2 * beta * batch @ delta) @ batch) / size
+        distance.append(np.sqrt(2) * np.linalg.norm(delta))
+    strengths = np.array([np.linalg.norm(2 * batch.mean(0)) for batch in batches])
+    bound = theory.sgd_motion(strengths, eta, beta)
+    assert bound.shape == (len(batches) + 1,)
+    _below(np.array(distance), bound, max(bound[-1], 1e-5 * eta * beta * np.sqrt(lam)))
 
 
 @pytest.mark.parametrize(("kappa", "low", "high"), [(3.99, 0, 1 + 1e-9), (4.05, 50, np.inf)])
