@@ -671,10 +671,10 @@ picture(
 )
 
 # %% tags=["nbval-ignore-output", "not-stored", "remove-output"]
-from ipywidgets import interact
+from ipywidgets import interact_manual
 
 
-@interact(
+@interact_manual(
     log2_d=(4, 12), delta=(0, 0.5, 0.05), n=(20, 1000, 20), alpha=[2, 1, 0.5]
 )
 def explore(log2_d=10, delta=0.25, n=200, alpha=2):

@@ -307,10 +307,10 @@ panels = {
 plots.lines(panels, "step", across=2)
 
 # %% [markdown]
-# In JupyterLab the next cell has sliders for both lengths and the angle.
+# In JupyterLab the next cell has sliders for both lengths and the angle, and a button that draws.
 
 # %% tags=["nbval-ignore-output", "not-stored", "remove-output"]
-from ipywidgets import interact
+from ipywidgets import interact_manual
 
 
 def draw(first=3.0, second=2.0, angle=90):
@@ -320,7 +320,9 @@ def draw(first=3.0, second=2.0, angle=90):
     display(plots.lines({"loss": series}, "step"))
 
 
-interact(draw, first=(0.5, 4.0), second=(0.5, 4.0), angle=(0, 170, 10))
+_ = interact_manual(
+    draw, first=(0.5, 4.0), second=(0.5, 4.0), angle=(0, 170, 10)
+)
 
 # %% [markdown]
 # (ev-overtaken)=

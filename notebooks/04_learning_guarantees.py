@@ -597,10 +597,10 @@ for label, (band, line) in both.items():
 plots.lines(panels, "step", scale=("log", "linear"), hues=hues)
 
 # %% [markdown]
-# In JupyterLab the next cell has sliders: another $\eta$ (as a share of the rule's), another horizon, another behavior. Halve $\eta$ and double the steps: what changes?
+# In JupyterLab the next cell has sliders: another $\eta$ (as a share of the rule's), another horizon, another behavior; a button draws. Halve $\eta$ and double the steps: what changes?
 
 # %% tags=["nbval-ignore-output", "not-stored", "remove-output"]
-from ipywidgets import interact
+from ipywidgets import interact_manual
 
 
 def draw(behavior=config.behaviors[-1], share=(0.05, 1.3, 0.05), horizon=300):
@@ -616,7 +616,9 @@ def draw(behavior=config.behaviors[-1], share=(0.05, 1.3, 0.05), horizon=300):
     return plots.lines({"log 2 − L": series}, "step", hues=hues)
 
 
-_ = interact(draw, behavior=list(config.behaviors), horizon=(10, 1000, 10))
+_ = interact_manual(
+    draw, behavior=list(config.behaviors), horizon=(10, 1000, 10)
+)
 # %% [markdown]
 # The same for what the boundary does, at some steps: the least cosine with $\hat b$ that is proven beside the true one, and the share of statements proven to be answered as
 # preferred beside the true share, as proven / true. NaN: nothing is proven.

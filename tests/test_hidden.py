@@ -202,6 +202,23 @@ def test_smollm2_equals_plain_forward(smollm2):
 
 
 @pytest.mark.slow
+def test_bfloat16_is_as_near_as_the_plain_forward(smollm2):
+    """What half precision costs, measured from float32: no more in trees than prompt by prompt."""
+    prompts = load_behavior("keeps-promises").prompts()[:40]
+    exact, half = _one_by_one(smollm2, prompts), models.load("smollm2-135m", "cpu", "bfloat16")
+    with torch.inference_mode():
+        plain = [
+            half.network.base_model(torch.tensor([ids])).last_hidden_state[0, -1].float().numpy()
+            for ids in half.tokenizer(prompts).input_ids
+        ]
+    off, want = (
+        np.linalg.norm(states - exact, axis=1) / np.linalg.norm(exact, axis=1)
+        for states in (hidden_states(half, prompts), np.stack(plain))
+    )
+    assert 0 < off.mean() < 1.1 * want.mean() < 0.03
+
+
+@pytest.mark.slow
 def test_half_precision_storage_changes_little(smollm2):
     behavior = load_behavior("judges-by-the-worst-off")
     states = hidden_states(smollm2, behavior.prompts())

@@ -12,7 +12,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dpo_helpers.runs import ROOT, code_hash, replace
@@ -60,6 +60,7 @@ def execute(chapter: str, tier: str, output: Path) -> None:
             cwd=ROOT / "notebooks",
             kernel_name="python3",
             progress_bar=False,
+            execution_timeout=900 if tier == "smoke" else None,
             extra_arguments=["--log-level=50"],
         )
         notebook = clean(nbformat.read(done, as_version=4), store=tier == "book")
@@ -106,6 +107,10 @@ def main(chapter: str, tier: str, output: str) -> None:
         )
     except DeadKernelError:
         sys.exit(f"error: notebook {chapter}: its kernel died; was it out of memory?")
+    except CellTimeoutError:
+        sys.exit(
+            f"error: notebook {chapter}: a cell took over a quarter of an hour; run it by hand"
+        )
     except FileNotFoundError as missing:
         sys.exit(f"error: notebook {chapter}: no {missing.filename}")
 
