@@ -1,0 +1,527 @@
+"""DPO of all parameters: one packed forward pass a step, and nothing that the loss does not need.
+
+As the authors trained: one shuffle an epoch, batches of 32, the last one smaller
+where 32 does not divide the data; AdamW at a constant learning rate without
+weight decay; gradients clipped to norm 1; held-out loss before every step. Tied
+embeddings are one matrix, which moves as embedding and as unembedding, as in
+``transformers``.
+
+    python -m dpo_helpers.finetune --help
+    accelerate launch --config_file configs/llama-2-7b.yaml -m dpo_helpers.finetune …
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from tqdm import tqdm
+
+from . import checkpoint, data, memory, models, responses
+from .dpo import loss
+from .errors import InputError, unknown
+from .policy import PRECISIONS, Policy, computing, fingerprint
+from .responses import Pairs
+from .runs import code_hash, replace
+
+# What decides the numbers of a forward pass: the reference is kept under the hash of this code.
+_CODE = ("tree", "hidden", "responses", "policy")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run of full fine-tuning, apart from the model and the data.
+
+    Weights and their updates are float32 whatever the precision.
+
+    beta            β of eq. (4)
+    learning_rate   of AdamW, constant
+    batch_size      pairs a step
+    epochs          passes over the data, each shuffled anew
+    seed            of the shuffles, and of dropout where a network has it
+    precision       "float32"; "autocast": matrix products in bf16, as the authors'; "bfloat16":
+                    everything in bf16, with bf16 copies of the weights
+    weight_decay    of AdamW
+    clip            largest norm of the gradient
+    tokens          largest token tree; of a larger batch the gradient is summed up over several
+    checkpointing   keep of each layer its input only, compute the rest again: less memory, slower
+    evaluate_every  steps between two measurements of the held-out pairs, 0: never
+    save_every      steps between two checkpoints, 0: only one at the end
+    """
+
+    beta: float = 0.01
+    learning_rate: float = 1e-5
+    batch_size: int = 32
+    epochs: int = 1
+    seed: int = 1234
+    precision: str = "autocast"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    tokens: int = 4096
+    checkpointing: bool = False
+    evaluate_every: int = 1
+    save_every: int = 10
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, name = getattr(self, field.name), field.name
+            kinds = (int, float) if field.type is float else (field.type,)
+            if type(value) not in kinds:
+                raise InputError(
+                    f"setting {name} = {value!r}: must be of type {field.type.__name__}"
+                )
+            good = math.isfinite(value) and value > 0 if field.type is float else True
+            if not good and (name, value) != ("weight_decay", 0):
+                raise InputError(f"setting {name} = {value}: must be a positive number")
+            low = 0 if name in ("seed", "evaluate_every", "save_every") else 1
+            if field.type is int and value < low:
+                raise InputError(f"setting {name} = {value}: must be at least {low}")
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What was measured after t = 0 … T steps; NaN where nothing was.
+
+    loss       (groups, 2, T + 1) mean −log σ(m): of the batch drawn for step t, before it is
+               learned (0), and of all held-out pairs (1)
+    margin     (groups, 2, T + 1) mean m
+    gap        (groups, 2, T + 1) mean log π(y_w|x) − log π(y_l|x)
+    accuracy   (groups, 2, T + 1) share of pairs whose preferred response is the likelier one
+    gradient   (T,) norm of the gradient before it is clipped
+    seconds    (T,) wall time of the step, the measurement of held-out pairs apart
+    """
+
+    loss: np.ndarray
+    margin: np.ndarray
+    gap: np.ndarray
+    accuracy: np.ndarray
+    gradient: np.ndarray
+    seconds: np.ndarray
+
+
+def batches(n: int, settings: Settings) -> list[np.ndarray]:
+    """The row numbers of each step's batch, for all epochs.
+
+    Raises InputError if a batch is larger than the data.
+    """
+    if settings.batch_size > n:
+        raise InputError(
+            f"setting batch_size = {settings.batch_size}: there are only {n} pairs to train on; "
+            f"set batch_size to {n} or less"
+        )
+    found = []
+    for epoch in range(settings.epochs):
+        order = np.random.default_rng([settings.seed, epoch]).permutation(n)
+        found += [order[at : at + settings.batch_size] for at in range(0, n, settings.batch_size)]
+    return found
+
+
+def train(
+    model: models.Model,
+    pairs: Pairs,
+    settings: Settings,
+    out: Path | str,
+    held_out: Pairs | None = None,
+    progress: bool = True,
+) -> Curves:
+    """Train all parameters of ``model.network``, in place, on ``pairs``.
+
+    The reference is the model as it comes. Under ``out`` the run streams
+    ``metrics.jsonl`` and keeps ``checkpoint.safetensors``. Called again with the
+    same model, data and settings it goes on from there, on the CPU in float32
+    to bitwise the same numbers; a finished run is read back.
+
+    Raises InputError for a batch larger than the data, a folder that holds
+    another run, a damaged checkpoint, a full disk, a loss that is not finite,
+    and too little memory.
+    """
+    run = _Run(model, pairs, held_out, settings, Path(out))
+    device = model.network.device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(settings.seed)  # of dropout, where a network has it
+            return run.train(progress)
+    finally:
+        model.network.activation_checkpointing_disable()
+        model.network.eval()
+
+
+def restore(model: models.Model, out: Path | str) -> models.Model:
+    """Put the weights that a run has come to into a fresh copy of the model that it began with.
+
+    Raises InputError if there is no checkpoint, it is damaged, or of another network.
+    """
+    path = Path(out) / "checkpoint.safetensors"
+    found = checkpoint.read(path)
+    own = {f"weight/{n}": w for n, w in Policy(model.network.float()).named_parameters()}
+    theirs = {name: w for name, w in found.items() if name in own and w.shape == own[name].shape}
+    if len(theirs) < len(own):
+        raise InputError(f"{path}: is of another network than {model.name}; load the one it is of")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(theirs[name])
+    return model
+
+
+class _Run:
+    """One run of training: what its steps share."""
+
+    def __init__(
+        self,
+        model: models.Model,
+        pairs: Pairs,
+        held_out: Pairs | None,
+        settings: Settings,
+        out: Path,
+    ) -> None:
+        self.settings, self.pairs, self.held_out = settings, pairs, held_out
+        self.checkpoint, self.log = out / "checkpoint.safetensors", out / "metrics.jsonl"
+        self.batches = batches(len(pairs), settings)
+        self.groups = 1 + int(max(p.group.max() for p in (pairs, held_out) if p is not None))
+
+        self.network = model.network.float()
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # under accelerate launch
+        on_cpu = self.network.device.type == "cpu"
+        self.team = Accelerator(cpu=on_cpu and not several, device_placement=several)
+        self.precision = _agreed(settings.precision, self.team)
+        policy = Policy(self.network)
+        self.key = dataclasses.asdict(settings) | {
+            "weights": fingerprint(self.network),
+            "pairs": pairs.sha256,
+            "held_out": held_out.sha256 if held_out is not None else "",
+        }
+        del self.key["save_every"]
+        if settings.checkpointing:
+            self.network.activation_checkpointing_enable()
+        optimizer = torch.optim.AdamW(
+            policy.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.policy, self.optimizer = self.team.prepare(policy, optimizer)
+        self.reference = self._reference(pairs)
+        self.reference_held_out = None if held_out is None else self._reference(held_out)
+
+    def train(self, progress: bool) -> Curves:
+        lines, start = self._resume()
+        total, every = len(self.batches), self.settings.save_every
+        shown = progress and self.team.is_main_process
+        with tqdm(total=total, initial=start, desc="DPO", unit="step", disable=not shown) as bar:
+            for t in range(start, total):
+                line = {"step": t} | self._evaluated(t)
+                random = checkpoint.random()
+                began = time.perf_counter()
+                line |= self._gradient(t)
+                seconds = time.perf_counter() - began
+                self._finite(t, line["gradient"], *line["train"]["loss"])
+                if every and t % every == 0 and t > start:
+                    self._save(t, random)
+                began = time.perf_counter()
+                with self._enough_memory(t):
+                    self.optimizer.step()
+                self.optimizer.zero_grad()
+                line["seconds"] = round(seconds + time.perf_counter() - began, 4)
+                self._record(line, lines)
+                names = ("loss", "accuracy")
+                bar.set_postfix({n: f"{np.nanmean(_row(line['train'][n])):.3g}" for n in names})
+                bar.update()
+            if len(lines) == total:
+                self._finite(total, *self._gaps(self.pairs.take(self.batches[-1])))
+                self._record({"step": total} | self._evaluated(total), lines)
+                self._save(total, checkpoint.random())
+        return _curves(lines, self.groups, total)
+
+    def _gradient(self, t: int) -> dict:
+        """The gradient of the batch's mean loss, clipped; what was measured on the way."""
+        members = self.batches[t]
+        pairs, device = self.pairs.take(members), self.network.device
+        reference = torch.tensor(self.reference[members], device=device)
+        gap = torch.zeros_like(reference)
+        self.policy.train()
+        with self._enough_memory(t):
+            for lot, counts in self._lots(pairs):
+                with computing(self.network, self.precision):
+                    found = self.policy(pairs.take(lot))
+                    margins = self.settings.beta * (found - reference[lot])
+                    # The processes' gradients are averaged: each counts its part for all of them.
+                    share = counts * self.team.num_processes / len(pairs)
+                    self.team.backward(share * loss(margins).sum())
+                gap[lot] += counts * found.detach()
+            parameters = self.policy.parameters()
+            norm = self.team.clip_grad_norm_(parameters, self.settings.clip)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        gap = self.team.reduce(gap, "sum").cpu().numpy()
+        measured = self._measured(gap, self.reference[members], pairs.group)
+        return {"train": measured, "gradient": norm.item()}
+
+    def _evaluated(self, t: int) -> dict:
+        """What the held-out pairs measure after t steps, if they are due."""
+        every, last = self.settings.evaluate_every, len(self.batches)
+        if self.held_out is None or not every or (t % every and t < last):
+            return {}
+        gap = self._gaps(self.held_out)
+        measured = self._measured(gap, self.reference_held_out, self.held_out.group)
+        self._finite(t, *measured["loss"])
+        return {"held_out": measured}
+
+    def _gaps(self, pairs: Pairs) -> np.ndarray:
+        """log π(y_w|x) − log π(y_l|x) of each pair, (n,) float32, without gradients."""
+        gap = torch.zeros(len(pairs), device=self.network.device)
+        self.policy.eval()
+        with torch.no_grad(), computing(self.network, self.precision):
+            for lot, counts in self._lots(pairs):
+                gap[lot] += counts * self.policy(pairs.take(lot))
+        return self.team.reduce(gap, "sum").cpu().numpy()
+
+    def _lots(self, pairs: Pairs) -> list[tuple[np.ndarray, int]]:
+        """This process's trees: numbers of their pairs, and 1.
+
+        All processes have equally many, for they wait for each other at each:
+        where there are not enough, one is done again and counts 0.
+        """
+        team, rows = self.team, np.arange(len(pairs))
+        parts = [rows[process :: team.num_processes] for process in range(team.num_processes)]
+        lots = [
+            [part[lot] for lot in pairs.take(part).trees(self.settings.tokens)] for part in parts
+        ]
+        mine = [(lot, 1) for lot in lots[team.process_index]]
+        return mine + [(rows[:1], 0)] * (max(map(len, lots)) - len(mine))
+
+    def _measured(self, gap: np.ndarray, reference: np.ndarray, group: np.ndarray) -> dict:
+        """Means over the pairs of each group, None where it has none."""
+        gap = gap.astype(np.float64)
+        margins = self.settings.beta * (gap - reference)
+        losses = loss(torch.from_numpy(margins)).numpy()
+        values = {"loss": losses, "margin": margins, "gap": gap, "accuracy": gap > 0}
+        members = [group == q for q in range(self.groups)]
+        return {
+            name: [float(value[m].mean()) if m.any() else None for m in members]
+            for name, value in values.items()
+        }
+
+    def _reference(self, pairs: Pairs) -> np.ndarray:
+        """The gaps of the policy as it is, (n,) float32; kept in the cache under their content."""
+        content = [self.key["weights"], pairs.sha256, self.settings.precision, self.settings.tokens]
+        content = json.dumps([*content, code_hash(_CODE)])
+        name = hashlib.sha256(content.encode()).hexdigest()
+        path = models.cache_dir() / "reference" / f"{name}.npy"
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            found = np.zeros(0, np.float32)
+        here = torch.tensor(int(found.shape == (len(pairs),)), device=self.network.device)
+        if self.team.reduce(here, "sum") < self.team.num_processes:
+            with self._enough_memory(0):
+                found = self._gaps(pairs)
+            if self.team.is_main_process:
+                blob = io.BytesIO()
+                np.save(blob, found)
+                with _writing(path, "set DPO_CACHE_DIR to another disk"):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    replace(path, blob.getvalue())
+        return found
+
+    def _resume(self) -> tuple[list[dict], int]:
+        """The lines recorded so far and the number of steps done; the state is set accordingly."""
+        facts = checkpoint.facts(self.checkpoint)
+        key, *lines = _lines(self.log) or [facts or {"key": self.key}]
+        if facts is not None:
+            key = facts
+        differs = [name for name, value in self.key.items() if key["key"].get(name) != value]
+        if differs:
+            told = ", ".join(
+                f"{n} = {key['key'].get(n)!r}, here {self.key[n]!r}"
+                if n in vars(self.settings)
+                else n
+                for n in differs
+            )
+            raise InputError(
+                f"{self.log.parent}: holds another run (other {told}); choose another folder or "
+                "delete this one"
+            )
+        start = 0
+        if facts is not None:
+            start = facts["step"]
+            checkpoint.scatter(checkpoint.read(self.checkpoint), self.policy, self.optimizer)
+        last = start if start == len(self.batches) else start - 1
+        lines = [line for line in lines if line["step"] <= last]
+        self.team.wait_for_everyone()
+        if self.team.is_main_process:
+            text = "".join(json.dumps(line) + "\n" for line in ({"key": self.key}, *lines))
+            with _writing(self.log):
+                self.log.parent.mkdir(parents=True, exist_ok=True)
+                replace(self.log, text.encode())
+        return lines, start
+
+    def _record(self, line: dict, lines: list[dict]) -> None:
+        lines.append(line)
+        if self.team.is_main_process:
+            with _writing(self.log), self.log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _save(self, step: int, random: dict) -> None:
+        found = checkpoint.gather(self.policy, self.optimizer) | random
+        if self.team.is_main_process:
+            checkpoint.write(self.checkpoint, found, {"key": self.key, "step": step})
+
+    def _finite(self, t: int, *values: float | None) -> None:
+        """Raises InputError if a loss, a gap or the gradient is not finite."""
+        if not np.isfinite([value for value in values if value is not None]).all():
+            facts = checkpoint.facts(self.checkpoint)
+            kept = f"that of step {facts['step']} is kept" if facts else "there is none yet"
+            raise InputError(
+                f"step {t}: the loss or its gradient is not finite; lower learning_rate (now "
+                f"{self.settings.learning_rate:g}) or beta; checkpoint {self.checkpoint}: {kept}"
+            )
+
+    @contextlib.contextmanager
+    def _enough_memory(self, t: int) -> Iterator[None]:
+        """Where memory runs out, raises InputError that says which setting would fit."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if type(error) is RuntimeError and "allocate memory" not in str(error):
+                raise
+            raise InputError(f"step {t}: out of memory; {self._remedy(self.batches[t])}") from None
+
+    def _remedy(self, members: np.ndarray) -> str:
+        """The fastest settings whose need is within nine tenths of what there is."""
+        there = memory.available(self.network.device.type)
+        pairs = self.pairs.take(members)
+        size, now = len(pairs.tree().tokens), self.settings
+        for checkpointing in sorted({now.checkpointing, True}):
+            for part in (1, 2, 4, 8):
+                tokens = min(now.tokens, size) // part
+                if checkpointing == now.checkpointing and part == 1:
+                    continue
+                lots = [pairs.take(lot) for lot in pairs.trees(tokens)]
+                largest = max(lots, key=lambda lot: len(lot.tree().tokens))
+                need = memory.need(self.network.config, largest, now.precision, checkpointing).total
+                if need < 0.9 * there:
+                    return (
+                        f"set tokens = {tokens}, checkpointing = {checkpointing}: about "
+                        f"{need / 1e9:.1f} GB of {there / 1e9:.1f}"
+                    )
+        return (
+            f"nothing fits in {there / 1e9:.1f} GB; choose a smaller model or more GPUs (configs/)"
+        )
+
+
+def _agreed(precision: str, team: Accelerator) -> str:
+    """The precision left to compute in here, where shards may do it for themselves.
+
+    Raises InputError if accelerate was told another one.
+    """
+    sharded = team.distributed_type == DistributedType.FSDP
+    expected = "bf16" if sharded and precision == "bfloat16" else "no"
+    if team.mixed_precision != expected:
+        raise InputError(
+            f"setting precision = {precision!r}: accelerate's mixed_precision is "
+            f"{team.mixed_precision}; set it to {expected}"
+        )
+    return "float32" if expected == "bf16" else precision
+
+
+@contextlib.contextmanager
+def _writing(path: Path, remedy: str = "free some space and run again") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}"
+        ) from None
+
+
+def _lines(path: Path) -> list[dict]:
+    """The whole lines of a run's record; a last one that a kill cut short is left out."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); choose another folder"
+        ) from None
+    try:
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+    except ValueError as error:
+        raise InputError(
+            f"{path}: damaged ({error}); delete the folder, the run begins anew"
+        ) from None
+
+
+def _row(values: list[float | None]) -> np.ndarray:
+    return np.array(values, float)
+
+
+def _curves(lines: list[dict], groups: int, steps: int) -> Curves:
+    found = {
+        field.name: np.full(
+            (steps,) if field.name in ("gradient", "seconds") else (groups, 2, steps + 1), np.nan
+        )
+        for field in dataclasses.fields(Curves)
+    }
+    for line in lines:
+        for at, part in enumerate(("train", "held_out")):
+            for name, values in line.get(part, {}).items():
+                found[name][:, at, line["step"]] = _row(values)
+        for name in ("gradient", "seconds"):
+            if name in line:
+                found[name][line["step"]] = line[name]
+    return Curves(**found)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train as the command line says; under ``accelerate launch``, on all its processes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dpo_helpers.finetune", description=main.__doc__
+    )
+    parser.add_argument("out", type=Path, help="folder of the run; it goes on where it stopped")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--behavior", action="append", help="of Persona; several make a mixture")
+    parser.add_argument("--pairs", help="a subset of HH-RLHF instead, as harmless-base")
+    parser.add_argument("--device", default="auto")
+    for field in dataclasses.fields(Settings):
+        kind = dict(action=argparse.BooleanOptionalAction)
+        kind = kind if field.type is bool else dict(type=field.type)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **kind)
+    given = vars(parser.parse_args(arguments))
+    settings = Settings(**{f.name: given[f.name] for f in dataclasses.fields(Settings)})
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    model = models.load(given["model"], "cpu" if several else given["device"])
+    if given["pairs"]:
+        pairs = responses.texts(model, data.load_pairs(given["data"], given["pairs"]))
+    elif given["behavior"]:
+        behaviors = [data.load_behavior(name, given["data"]) for name in given["behavior"]]
+        pairs = responses.statements(model, behaviors)
+    else:
+        raise InputError("nothing to train on; name --behavior or --pairs")
+    learned, held_out = pairs.split()
+    curves = train(model, learned, settings, given["out"], held_out)
+    last = [f"{value:.4f}" for value in curves.loss[:, 1, -1]]
+    PartialState().print(
+        f"held-out loss {', '.join(last)} after {len(curves.seconds)} steps: {given['out']}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as problem:
+        sys.exit(f"error: {problem}")
