@@ -35,8 +35,9 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 test: run ## run all the tests, on the smoke run's notebooks and pages too
 	$(RUN) python -m pytest -n 2 --dist loadfile
 
-bench: $(STAMP) ## measure; writes benchmarks/latest.json
+bench: $(STAMP) ## measure; writes benchmarks/latest.json and book/hardware.md
 	$(RUN) python -m benchmarks
+	$(RUN) python -m workflow.hardware
 
 lint: $(STAMP) ## format and lint
 	$(RUN) ruff format . && $(RUN) ruff check --fix .

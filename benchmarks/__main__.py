@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpo_helpers import dpo, last_layer, models, synthetic, theory
+from dpo_helpers import dpo, last_layer, memory, models, responses, synthetic, theory
 from dpo_helpers.certificate import certificate
 from dpo_helpers.config import TIERS
 from dpo_helpers.data import at_hand, load_behavior
 from dpo_helpers.hidden import hidden_states
 from dpo_helpers.runs import replace
 from dpo_helpers.tree import pack
+
+from . import steps
 
 ROUNDS = 3
 MODEL = "smollm2-135m"
@@ -41,12 +44,20 @@ def statements() -> tuple[list[str], str]:
     return [p for name in names for p in load_behavior(name).prompts()], "embedded sample"
 
 
-def matrix_rate() -> float:
-    """The rate of a large bf16 matrix product on this machine, FLOP/s."""
-    a = torch.randn(2048, 2048).bfloat16()
-    a @ a
-    (taken,) = seconds(lambda: [a @ a for _ in range(10)])
-    return 10 * 2 * 2048**3 / taken
+def matrix_rate(device: str = "cpu") -> float:
+    """The rate of a large bf16 matrix product on a device, FLOP/s."""
+    size = 2048 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device).bfloat16()
+    product = torch.empty_like(a)
+
+    def products() -> None:
+        for _ in range(10):
+            torch.matmul(a, a, out=product)
+        product[0, 0].item()  # until they are done
+
+    products()
+    (taken,) = seconds(products)
+    return 10 * 2 * size**3 / taken
 
 
 def hidden() -> list[dict]:
@@ -158,7 +169,75 @@ def certificates() -> list[dict]:
     return [row("certificate, 2,000 steps", taken, "gradient descent, measured", peer, note)]
 
 
-def row(name: str, ours: float, peer_name: str, peer: float, note: str) -> dict:
+def finetune() -> list[dict]:
+    """A step of all parameters: token tree, padded, and TRL, each in a process of its own."""
+    device = models.resolve_device("auto")
+    rates = [matrix_rate(device)]
+    workers = {
+        way: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.steps", way],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for way in steps.WAYS
+    }
+
+    def step(way: str) -> tuple[float, int]:
+        worker = workers[way]
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+        return json.loads(worker.stdout.readline())
+
+    for way in workers:
+        step(way)  # the first allocates
+    times: dict[str, list[float]] = {way: [] for way in workers}
+    peaks: dict[str, int] = {}
+    for _ in range(ROUNDS):
+        for way, taken in times.items():
+            found, peaks[way] = step(way)
+            taken.append(found)
+        rates.append(matrix_rate(device))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    taken = {way: statistics.median(found) for way, found in times.items()}
+
+    model = models.load(MODEL, "cpu")
+    behavior, source = steps.batch()
+    pairs = responses.statements(model, [behavior]).take(range(steps.BATCH))
+    body = model.network.base_model.named_parameters()
+    inner = sum(p.numel() for n, p in body if p.ndim == 2 and "embed" not in n)
+    nodes = len(pairs.tree().tokens)
+    rate = statistics.median(rates)
+    need = memory.need(model.network.config, pairs, "autocast").total
+    note = (
+        f"{steps.BATCH} statements of the {source}, bf16 autocast, {device}, "
+        f"{torch.get_num_threads()} threads; {nodes} tokens in the tree, "
+        f"{sum(map(len, pairs.prompts))} in the prompts; memory as computed beforehand "
+        f"{need / 1e9:.2f} GB"
+    )
+    more = {
+        "ours_gb": round(peaks["tree"] / 1e9, 2),
+        "rate_gflops": round(rate / 1e9),
+        "share_of_rate": round(6 * inner * nodes / taken["tree"] / rate, 3),
+    }
+    return [
+        row(
+            "DPO step, all parameters",
+            taken["tree"],
+            way,
+            taken[way],
+            note,
+            peer_gb=round(peaks[way] / 1e9, 2),
+            **more,
+        )
+        for way in steps.WAYS[1:]
+    ]
+
+
+def row(name: str, ours: float, peer_name: str, peer: float, note: str, **more: float) -> dict:
     """One measurement, printed as it comes."""
     found = {
         "name": name,
@@ -166,15 +245,21 @@ def row(name: str, ours: float, peer_name: str, peer: float, note: str) -> dict:
         "peer": peer_name,
         "peer_s": round(peer, 4),
         "ratio": round(peer / ours, 2),
+        **more,
         "note": note,
     }
     print(json.dumps(found), flush=True)
     return found
 
 
-PARTS = {"training": training, "hidden": hidden, "certificate": certificates}
+PARTS = {
+    "training": training,
+    "hidden": hidden,
+    "certificate": certificates,
+    "finetune": finetune,
+}
 
-if __name__ == "__main__":  # python -m benchmarks [training] [hidden] [certificate]
+if __name__ == "__main__":  # python -m benchmarks [training] [hidden] [certificate] [finetune]
     latest = Path(__file__).parent / "latest.json"
     rows = json.loads(latest.read_text()) if latest.exists() else []
     for part in sys.argv[1:] or PARTS:

@@ -232,9 +232,7 @@ class _Run:
                 if every and t % every == 0 and t > start:
                     self._save(t, random)
                 began = time.perf_counter()
-                with self._enough_memory(t):
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
+                self._update(t)
                 line["seconds"] = round(seconds + time.perf_counter() - began, 4)
                 self._record(line, lines)
                 names = ("loss", "accuracy")
@@ -268,6 +266,11 @@ class _Run:
         gap = self.team.reduce(gap, "sum").cpu().numpy()
         measured = self._measured(gap, self.reference[members], pairs.group)
         return {"train": measured, "gradient": norm.item()}
+
+    def _update(self, t: int) -> None:
+        with self._enough_memory(t):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def _evaluated(self, t: int) -> dict:
         """What the held-out pairs measure after t steps, if they are due."""

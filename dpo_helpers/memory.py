@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 class Need:
     """Bytes that stand in memory as a step's gradient is computed.
 
-    weights       float32, their bf16 copies apart
+    weights       float32
     gradients     float32
     optimizer     the two averages of AdamW, float32
-    activations   what the backward pass keeps of the forward pass, bf16 copies of weights included
+    copies        bf16 copies of weights: of all, or with autocast of the layers' matrices
+    activations   what else the backward pass keeps of the forward pass
     """
 
     weights: int
     gradients: int
     optimizer: int
+    copies: int
     activations: int
 
     @property
     def total(self) -> int:
         """The sum; what else the process holds, its libraries above all, comes on top."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
 
 
 def need(
@@ -39,8 +41,7 @@ def need(
     """What a step over one tree of ``pairs`` needs of a network of this ``config``.
 
     The tensors that the backward pass keeps are found by running the step's own
-    code. With checkpointing they are each layer's input, one layer's tensors, and
-    the bf16 copies of the weights.
+    code. With checkpointing they are each layer's input, and one layer's tensors.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -55,19 +56,27 @@ def need(
 
     with FakeTensorMode():
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        with computing(network, precision), saved_tensors_hooks(keep, lambda x: x):
-            gaps(network, pairs)
-        parameters = list(network.parameters())
-        for parameter in parameters:
-            kept.pop(parameter.untyped_storage()._cdata, None)
-    weights = 4 * sum(p.numel() for p in parameters)
+        own = list(network.parameters())
+        with computing(network, precision):
+            used = list(network.parameters())
+            with saved_tensors_hooks(keep, lambda x: x):
+                gaps(network, pairs)
+        for weight in (*own, *used):
+            kept.pop(weight.untyped_storage()._cdata, None)
+        matrices = [p for p in network.base_model.layers.parameters() if p.ndim == 2]
+    weights = 4 * sum(p.numel() for p in own)
     activations = sum(storage.nbytes() for storage in kept.values())
+    copies = 0
+    if precision == "bfloat16":
+        copies = weights // 2
+    elif precision == "autocast":
+        copies = 2 * sum(p.numel() for p in matrices)
+        activations -= copies
     if checkpointing:
         layers, size = config.num_hidden_layers, 2 if precision == "bfloat16" else 4
         inputs = layers * len(pairs.tree().tokens) * config.hidden_size * size
-        copies = 0 if precision == "float32" else weights // 2
-        activations = inputs + copies + max(activations - copies, 0) // layers
-    return Need(weights, weights, 2 * weights, activations)
+        activations = inputs + activations // layers
+    return Need(weights, weights, 2 * weights, copies, activations)
 
 
 def available(device: str) -> int:

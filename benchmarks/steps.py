@@ -1,0 +1,146 @@
+"""One way of making optimizer steps, in a process of its own: `python -m benchmarks.steps WAY`.
+
+Each line on standard input asks for one step on the same batch of 32 Persona
+statements; each answer is a line of JSON: seconds, peak memory in bytes so far.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dpo_helpers import data, dpo, finetune, models, responses
+
+MODEL = "smollm2-135m"
+BATCH = 32
+WAYS = ("tree", "tree, bf16 weights", "padded", "TRL precomputed", "TRL")
+
+
+def batch() -> tuple[data.Behavior, str]:
+    """The behavior whose first statements are the batch: Anthropic's where at hand."""
+    if data.at_hand("anthropic"):
+        return data.load_behavior("subscribes-to-Buddhism", "anthropic"), "Persona"
+    return data.load_behavior("keeps-promises"), "embedded sample"
+
+
+def tree(precision: str) -> Iterator[None]:
+    """Ours: each step is resumed at a ``yield``, and ends at the next."""
+    model = models.load(MODEL)
+    pairs = responses.statements(model, [batch()[0]]).take(range(BATCH))
+    settings = finetune.Settings(precision=precision, batch_size=BATCH)
+    with tempfile.TemporaryDirectory() as out:
+        run = finetune._Run(model, pairs, None, settings, Path(out))
+        while True:
+            yield
+            run._gradient(0)
+            run._update(0)
+
+
+def padded() -> Iterator[None]:
+    """The same by hand: prompts padded on the right, margin of Yes against No, reference known."""
+    model = models.load(MODEL)
+    network = model.network
+    pairs = responses.statements(model, [batch()[0]]).take(range(BATCH))
+    ends = torch.tensor([len(p) - 1 for p in pairs.prompts], device=network.device)
+    ids = torch.zeros(BATCH, int(ends.max()) + 1, dtype=torch.long, device=network.device)
+    for row, prompt in zip(ids, pairs.prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    mask = (torch.arange(ids.shape[1], device=network.device) <= ends[:, None]).long()
+    sign = torch.tensor([1 if c == (model.yes,) else -1 for c in pairs.chosen])
+    sign = sign.to(network.device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
+
+    def gaps() -> torch.Tensor:
+        states = network.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        states = states[torch.arange(BATCH), ends]
+        rows = network.get_output_embeddings().weight[[model.yes, model.no]]
+        return sign * (states @ (rows[0] - rows[1]))
+
+    with torch.autocast(network.device.type, torch.bfloat16):
+        with torch.no_grad():
+            reference = gaps()
+        while True:
+            yield
+            dpo.loss(0.01 * (gaps() - reference)).mean().backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def trl(precompute: bool) -> None:
+    """TRL's trainer with its defaults (bf16), the reference in each step or once before."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    model = models.load(MODEL)
+    behavior, _ = batch()
+    answers = [("Yes", "No") if label > 0 else ("No", "Yes") for label in behavior.labels]
+    rows = [
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        for prompt, (chosen, rejected) in zip(behavior.prompts(), answers, strict=True)
+    ]
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            wait()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            answer()
+
+    with tempfile.TemporaryDirectory() as out:
+        settings = DPOConfig(
+            output_dir=out,
+            per_device_train_batch_size=BATCH,
+            max_steps=10**6,
+            learning_rate=1e-5,
+            lr_scheduler_type="constant",
+            beta=0.01,
+            precompute_ref_log_probs=precompute,
+            use_cpu=model.network.device.type == "cpu",
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        DPOTrainer(
+            model.network,
+            args=settings,
+            train_dataset=Dataset.from_list(rows[:BATCH]),
+            processing_class=model.tokenizer,
+            callbacks=[Turns()],
+        ).train()
+
+
+def wait() -> None:
+    """Until a step is asked for; the end of standard input ends the process."""
+    global began
+    if not sys.stdin.readline():
+        os._exit(0)
+    began = time.perf_counter()
+
+
+def answer() -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+    print(json.dumps([time.perf_counter() - began, peak]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like
+    way = sys.argv[1]
+    if way.startswith("TRL"):
+        trl(precompute=way != "TRL")
+    steps = padded() if way == "padded" else tree("bfloat16" if "bf16" in way else "autocast")
+    next(steps)
+    while True:
+        wait()
+        next(steps)
+        answer()
