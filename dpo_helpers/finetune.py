@@ -188,7 +188,8 @@ class _Run:
         settings: Settings,
         out: Path,
     ) -> None:
-        self.settings, self.pairs, self.held_out = settings, pairs, held_out
+        self.settings, self.pairs, self.name = settings, pairs, model.name
+        self.held_out = held_out if settings.evaluate_every else None
         self.checkpoint, self.log = out / "checkpoint.safetensors", out / "metrics.jsonl"
         self.batches = batches(len(pairs), settings)
         self.groups = 1 + int(max(p.group.max() for p in (pairs, held_out) if p is not None))
@@ -215,7 +216,8 @@ class _Run:
         )
         self.policy, self.optimizer = self.team.prepare(policy, optimizer)
         self.reference = self._reference(pairs)
-        self.reference_held_out = None if held_out is None else self._reference(held_out)
+        if self.held_out is not None:
+            self.reference_held_out = self._reference(self.held_out)
 
     def train(self, progress: bool) -> Curves:
         lines, start = self._resume()
@@ -238,7 +240,7 @@ class _Run:
                 names = ("loss", "accuracy")
                 bar.set_postfix({n: f"{np.nanmean(_row(line['train'][n])):.3g}" for n in names})
                 bar.update()
-            if len(lines) == total:
+            if not lines or lines[-1]["step"] < total:
                 self._finite(total, *self._gaps(self.pairs.take(self.batches[-1])))
                 self._record({"step": total} | self._evaluated(total), lines)
                 self._save(total, checkpoint.random())
@@ -274,8 +276,7 @@ class _Run:
 
     def _evaluated(self, t: int) -> dict:
         """What the held-out pairs measure after t steps, if they are due."""
-        every, last = self.settings.evaluate_every, len(self.batches)
-        if self.held_out is None or not every or (t % every and t < last):
+        if self.held_out is None or (t % self.settings.evaluate_every and t < len(self.batches)):
             return {}
         gap = self._gaps(self.held_out)
         measured = self._measured(gap, self.reference_held_out, self.held_out.group)
@@ -365,7 +366,9 @@ class _Run:
         lines = [line for line in lines if line["step"] <= last]
         self.team.wait_for_everyone()
         if self.team.is_main_process:
-            text = "".join(json.dumps(line) + "\n" for line in ({"key": self.key}, *lines))
+            head = {"key": self.key, "model": self.name, "torch": torch.__version__}
+            head["processes"] = self.team.num_processes
+            text = "".join(json.dumps(line) + "\n" for line in (head, *lines))
             with _writing(self.log):
                 self.log.parent.mkdir(parents=True, exist_ok=True)
                 replace(self.log, text.encode())

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -782,6 +783,12 @@ def test_a_torn_and_a_damaged_record(tmp_path):
     record = out / "metrics.jsonl"
     record.write_text(record.read_text() + '{"step": 2, "tr')
     assert same(train(load(), pairs, settings, out, progress=False), want)
+    # Lines that were deleted are missed, and nothing else.
+    full = record.read_text()
+    record.write_text(full.splitlines(keepends=True)[0])
+    found = train(load(), pairs, settings, out, progress=False)
+    assert np.isnan(found.loss[0, 0]).all() and len(losses(out)) == 0
+    record.write_text(full)
     record.write_text("not JSON\n" + record.read_text())
     line(lambda: train(load(), pairs, settings, out, progress=False), str(record), "damaged")
 
@@ -840,6 +847,32 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         lambda: train(model, one_token(model), Settings(**FAST), tmp_path / "file" / "run"),
         *(str(tmp_path / "file"), "cannot be"),
     )
+
+
+@contextlib.contextmanager
+def memory_up_to(more):
+    """The process can grow by so many bytes only."""
+    size = int(Path("/proc/self/status").read_text().split("VmSize:")[1].split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1024 * size + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux how large it is")
+def test_memory_really_runs_out(tmp_path):
+    """Forty dialogues in one tree, as a limit is set that they do not fit into."""
+    model = load()
+    pairs = long(model)
+    settings = Settings(**FAST, batch_size=40, tokens=10**6)
+    with memory_up_to(50 * 2**20):
+        line(
+            lambda: train(model, pairs, settings, tmp_path, progress=False),
+            *("step 0: out of memory; set tokens = ", "GB"),
+        )
+    train(model, pairs.take(range(40)), settings, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(
