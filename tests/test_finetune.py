@@ -316,6 +316,11 @@ def test_many_small_trees_are_one_large(tmp_path, kind):
     for tokens in (10**6, 300, 1):
         model = load()
         pairs = kind(model).take(range(12))
+        # Gaps of hundreds would leave float32 no digits for the comparison.
+        short = {
+            name: tuple(y[:9] for y in getattr(pairs, name)) for name in ("chosen", "rejected")
+        }
+        pairs = dataclasses.replace(pairs, **short)
         gradients = []
         settings = Settings(**FAST, tokens=tokens, batch_size=6)
         with watched(model.network, gradients):
