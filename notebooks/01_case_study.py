@@ -42,6 +42,10 @@ sampling = None
 seeds = None
 device = None
 
+# %% [markdown]
+# The runs of this page are in `experiments.case_study`, what chapters share, such as the learning
+# rate, in `experiments.shared`; each run is recorded, and replayed where its key matches.
+
 # %%
 import numpy as np
 import pandas as pd

@@ -62,6 +62,7 @@ def execute(chapter: str, tier: str, output: Path) -> None:
             progress_bar=False,
             execution_timeout=900 if tier == "smoke" else None,
             extra_arguments=["--log-level=50"],
+            coalesce_streams=True,  # however the prints of a cell arrive
         )
         notebook = clean(nbformat.read(done, as_version=4), store=tier == "book")
     notebook.metadata["dpo"] = {"tier": tier, "key": key(chapter)}
