@@ -45,7 +45,7 @@ def scatter(
     policy: "torch.nn.Module",
     optimizer: "torch.optim.Optimizer",
 ) -> None:
-    """Put back what ``gather`` and ``random`` found. Every process has to call it, with the same."""
+    """Put back what ``gather`` and ``random`` found. Every process calls it, with the same."""
     import torch
     from torch.distributed.checkpoint import state_dict as distributed
 
