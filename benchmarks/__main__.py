@@ -198,6 +198,7 @@ def finetune() -> list[dict]:
         for way, taken in times.items():
             found, peaks[way] = step(way)
             taken.append(found)
+            print(f"{way}: {found:.2f} s, {peaks[way] / 1e9:.2f} GB", file=sys.stderr)
         rates.append(matrix_rate(device))
     for worker in workers.values():
         worker.stdin.close()
