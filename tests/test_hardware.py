@@ -42,8 +42,6 @@ def test_sharding_divides():
 
 @pytest.mark.skipif(not data.at_hand("anthropic"), reason="Anthropic's statements are not here")
 def test_statements_are_about_as_long_as_anthropics():
-    if "not here" in models.whereabouts("smollm2-135m"):
-        pytest.skip("the tokenizer is not here")
     model = models.load("smollm2-135m", "cpu")
     trees = [
         responses.statements(model, [data.load_behavior(name, "anthropic")]).take(range(32)).tree()
