@@ -35,7 +35,10 @@ class Config:
     steps          gradient steps
     batch_size     statements drawn anew at each step
     sampling       "uniform" or "balanced" minibatches, or "full" (gradient descent)
-    seeds          number of seeds, 0 … seeds − 1
+    seeds          number of seeds of the last layer alone, 0 … seeds − 1
+    full_learning_rate, full_batch_size, full_seeds
+                   of full fine-tuning: AdamW's η, or "rule" for the paper's and that scaled to the
+                   model; pairs a step; the seeds themselves
     dtype          of the model: "float32", or "bfloat16"
     newline        whether the prompt ends in a newline (the authors' training script: yes)
     device         "auto", "cpu", "cuda" or "mps"
@@ -52,23 +55,27 @@ class Config:
     batch_size: int
     sampling: str
     seeds: int
+    full_learning_rate: float | str
+    full_batch_size: int
+    full_seeds: tuple[int, ...]
     dtype: str
     newline: bool
     device: str
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("batch_size", 1), ("seeds", 1)):
-            if getattr(self, name) < low:
-                raise InputError(
-                    f"parameter {name} = {getattr(self, name)}: must be at least {low}"
-                )
-        for name in ("beta", "learning_rate"):
+        for name in ("steps", "batch_size", "seeds", "full_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"parameter {name} = {getattr(self, name)}: must be at least 1")
+        for name in ("beta", "learning_rate", "full_learning_rate"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (math.isfinite(value) and value > 0):
                 raise InputError(f"parameter {name} = {value}: must be a positive number")
-        if isinstance(self.learning_rate, str) and self.learning_rate != "rule":
+            if isinstance(value, str) and value != "rule":
+                raise InputError(f'parameter {name} = {value!r}: must be a number or "rule"')
+        seeds = self.full_seeds
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
             raise InputError(
-                f'parameter learning_rate = {self.learning_rate!r}: must be a number or "rule"'
+                f"parameter full_seeds = {list(seeds)}: name at least one seed ≥ 0, each once"
             )
         if not self.behaviors:
             raise InputError("parameter behaviors = (): name at least one behavior")
@@ -93,6 +100,9 @@ _COMMON = dict(
     dtype="float32",
     newline=True,
     device="auto",
+    full_learning_rate="rule",
+    full_batch_size=32,
+    full_seeds=(0, 1, 2),
 )
 _PERSONA = dict(data="anthropic", behaviors=FIVE, calibration="agreeableness")
 TIERS: dict[str, dict[str, object]] = {
@@ -110,6 +120,7 @@ TIERS: dict[str, dict[str, object]] = {
         calibration="keeps-promises",
         batch_size=32,
         seeds=5,
+        full_seeds=(0,),
     ),
     "book": _COMMON | _PERSONA | dict(model="smollm2-135m", seeds=20),
     "paper": _COMMON
@@ -152,10 +163,11 @@ def configure(parameters: MutableMapping[str, object]) -> Config:
 
 
 def _typed(name: str, value: object, hint: object) -> object:
-    if hint == tuple[str, ...]:
-        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        if isinstance(value, list | tuple) and all(type(v) is kind for v in value):
             return tuple(value)
-        expected = "a list of names (each a str)"
+        expected = "a list of " + {str: "names (each a str)", int: "numbers (each an int)"}[kind]
     else:
         options = typing.get_args(hint) or (hint,)
         is_bool = isinstance(value, bool)

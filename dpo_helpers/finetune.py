@@ -20,7 +20,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +103,7 @@ class Curves:
     accuracy   (groups, 2, T + 1) share of pairs whose preferred response is the likelier one
     gradient   (T,) norm of the gradient before it is clipped
     seconds    (T,) wall time of the step, the measurement of held-out pairs apart
+    watched    what ``watch`` returned, by name: (T + 1,) each
     """
 
     loss: np.ndarray
@@ -111,6 +112,7 @@ class Curves:
     accuracy: np.ndarray
     gradient: np.ndarray
     seconds: np.ndarray
+    watched: dict[str, np.ndarray]
 
 
 def batches(n: int, settings: Settings) -> list[np.ndarray]:
@@ -136,20 +138,27 @@ def train(
     settings: Settings,
     out: Path | str,
     held_out: Pairs | None = None,
+    reference: tuple[np.ndarray, np.ndarray] | None = None,
+    watch: Callable[[], Mapping[str, float]] | None = None,
     progress: bool = True,
 ) -> Curves:
-    """Train all parameters of ``model.network``, in place, on ``pairs``.
+    """Train the parameters of ``model.network`` that require a gradient, in place, on ``pairs``.
 
-    The reference is the model as it comes. Under ``out`` the run streams
-    ``metrics.jsonl`` and keeps ``checkpoint.safetensors``. Called again with the
-    same model, data and settings it goes on from there, on the CPU in float32
-    to bitwise the same numbers; a finished run is read back.
+    The reference is the model as it comes, or ``reference``: another's gaps on
+    ``pairs`` and on ``held_out``, as ``reference_gaps`` has them. ``watch`` is
+    called whenever held-out pairs are measured, and what it returns recorded
+    beside them.
+
+    Under ``out`` the run streams ``metrics.jsonl`` and keeps
+    ``checkpoint.safetensors``. Called again with the same model, data and
+    settings it goes on from there, on the CPU in float32 to bitwise the same
+    numbers; a finished run is read back.
 
     Raises InputError for a batch larger than the data, a folder that holds
     another run, a damaged checkpoint, a full disk, a loss that is not finite,
     and too little memory.
     """
-    run = _Run(model, pairs, held_out, settings, Path(out))
+    run = _Run(model, pairs, held_out, settings, Path(out), reference, watch)
     device = model.network.device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -160,6 +169,15 @@ def train(
         model.network.eval()
 
 
+def reference_gaps(model: models.Model, pairs: Pairs, settings: Settings) -> np.ndarray:
+    """log π(y_w|x) − log π(y_l|x) of each pair under ``model`` as it is, (n,) float32.
+
+    Kept in the cache under their content. Raises InputError for a full disk and too little memory.
+    """
+    settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, len(pairs)))
+    return _Run(model, pairs, None, settings, Path(os.devnull)).reference
+
+
 def restore(model: models.Model, out: Path | str) -> models.Model:
     """Put the weights that a run has come to into a fresh copy of the model that it began with.
 
@@ -167,7 +185,8 @@ def restore(model: models.Model, out: Path | str) -> models.Model:
     """
     path = Path(out) / "checkpoint.safetensors"
     found = checkpoint.read(path)
-    own = {f"weight/{n}": w for n, w in Policy(model.network.float()).named_parameters()}
+    policy = Policy(model.network.float())
+    own = {f"weight/{n}": w for n, w in policy.named_parameters() if w.requires_grad}
     theirs = {name: w for name, w in found.items() if name in own and w.shape == own[name].shape}
     if len(theirs) < len(own):
         raise InputError(f"{path}: is of another network than {model.name}; load the one it is of")
@@ -187,8 +206,10 @@ class _Run:
         held_out: Pairs | None,
         settings: Settings,
         out: Path,
+        reference: tuple[np.ndarray, np.ndarray] | None = None,
+        watch: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
-        self.settings, self.pairs, self.name = settings, pairs, model.name
+        self.settings, self.pairs, self.name, self.watch = settings, pairs, model.name, watch
         self.held_out = held_out if settings.evaluate_every else None
         self.checkpoint, self.log = out / "checkpoint.safetensors", out / "metrics.jsonl"
         self.batches = batches(len(pairs), settings)
@@ -206,18 +227,23 @@ class _Run:
             "held_out": held_out.sha256 if held_out is not None else "",
         }
         del self.key["save_every"]
+        if reference is not None:
+            content = b"".join(np.asarray(gaps, np.float32).tobytes() for gaps in reference)
+            self.key["reference"] = hashlib.sha256(content).hexdigest()
         if settings.checkpointing:
             self.network.activation_checkpointing_enable()
         optimizer = torch.optim.AdamW(
-            policy.parameters(),
+            [weight for weight in policy.parameters() if weight.requires_grad],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             fused=True,
         )
         self.policy, self.optimizer = self.team.prepare(policy, optimizer)
-        self.reference = self._reference(pairs)
+        given = reference or (None, None)
+        self.reference = self._reference(pairs) if given[0] is None else given[0]
         if self.held_out is not None:
-            self.reference_held_out = self._reference(self.held_out)
+            own = given[1] is None
+            self.reference_held_out = self._reference(self.held_out) if own else given[1]
 
     def train(self, progress: bool) -> Curves:
         lines, start = self._resume()
@@ -281,7 +307,10 @@ class _Run:
         gap = self._gaps(self.held_out)
         measured = self._measured(gap, self.reference_held_out, self.held_out.group)
         self._finite(t, *measured["loss"])
-        return {"held_out": measured}
+        watched = {
+            name: float(value) for name, value in (self.watch() if self.watch else {}).items()
+        }
+        return {"held_out": measured} | ({"watched": watched} if watched else {})
 
     def _gaps(self, pairs: Pairs) -> np.ndarray:
         """log π(y_w|x) − log π(y_l|x) of each pair, (n,) float32, without gradients."""
@@ -481,7 +510,9 @@ def _curves(lines: list[dict], groups: int, steps: int) -> Curves:
             (steps,) if field.name in ("gradient", "seconds") else (groups, 2, steps + 1), np.nan
         )
         for field in dataclasses.fields(Curves)
+        if field.name != "watched"
     }
+    watched: dict[str, np.ndarray] = {}
     for line in lines:
         for at, part in enumerate(("train", "held_out")):
             for name, values in line.get(part, {}).items():
@@ -489,7 +520,9 @@ def _curves(lines: list[dict], groups: int, steps: int) -> Curves:
         for name in ("gradient", "seconds"):
             if name in line:
                 found[name][line["step"]] = line[name]
-    return Curves(**found)
+        for name, value in line.get("watched", {}).items():
+            watched.setdefault(name, np.full(steps + 1, np.nan))[line["step"]] = value
+    return Curves(**found, watched=watched)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

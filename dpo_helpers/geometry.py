@@ -74,6 +74,19 @@ def plane(g: np.ndarray, seed: int = 0) -> np.ndarray:
     return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(g).astype(np.float32)
 
 
+def separable(g: np.ndarray, labels: np.ndarray, train: np.ndarray) -> float:
+    """Accuracy, on the statements that ``train`` (n,) bool leaves out, of a linear classifier.
+
+    Logistic regression on standardised states, with scikit-learn's default penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return float(line.fit(g[train], labels[train]).score(g[~train], labels[~train]))
+
+
 def neighbours_agree(g: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
     """Share of each statement's nearest neighbours in the original space with its own label."""
     from sklearn.neighbors import NearestNeighbors

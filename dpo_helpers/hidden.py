@@ -84,7 +84,7 @@ def _mask(seen: np.ndarray, body: "torch.nn.Module") -> "torch.Tensor":
     shared = body.config.num_key_value_heads
     seen = np.repeat(seen, body.config.num_attention_heads // shared, axis=1)
     zero = torch.zeros((), dtype=body.dtype, device=body.device)
-    lowest = torch.finfo(body.dtype).min
+    lowest = torch.finfo(torch.bfloat16).min  # float32's would be −∞ under autocast
     mask = torch.where(torch.tensor(seen, device=body.device), zero, lowest)
     return mask[:, None].repeat(1, shared, 1, 1)
 

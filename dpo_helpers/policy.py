@@ -37,28 +37,13 @@ def computing(network: torch.nn.Module, precision: str) -> Iterator[None]:
     """
     with attending(network):
         if precision == "autocast":
-            hook = network.base_model.register_forward_pre_hook(_narrow, with_kwargs=True)
-            try:
-                with torch.autocast(network.device.type, torch.bfloat16):
-                    yield
-            finally:
-                hook.remove()
+            with torch.autocast(network.device.type, torch.bfloat16):
+                yield
         elif precision == "bfloat16":
             with _copied(network, torch.bfloat16):
                 yield
         else:
             yield
-
-
-def _narrow(_: torch.nn.Module, positional: tuple, named: dict) -> tuple[tuple, dict]:
-    """The mask in bf16, once for all layers: float32's lowest would be −∞ there."""
-    lowest = torch.finfo(torch.bfloat16).min
-    masks = named["attention_mask"]
-    if isinstance(masks, dict):
-        narrow = {kind: mask.clamp(min=lowest).bfloat16() for kind, mask in masks.items()}
-    else:
-        narrow = masks.clamp(min=lowest).bfloat16()
-    return positional, named | {"attention_mask": narrow}
 
 
 @contextlib.contextmanager

@@ -180,7 +180,6 @@ class Records:
         Raises InputError as ``data.load_behavior`` and ``models.load`` do.
         """
         config = self.config
-        config = self.config
         data.checked(behavior, "behavior")
         name = f"hidden/{config.model.strip('/').replace('/', '--')}/{behavior}"
         settings = {"model": config.model, "behavior": behavior}

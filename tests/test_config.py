@@ -45,6 +45,9 @@ VARIED = {
     "batch_size": 5,
     "sampling": "balanced",
     "seeds": 2,
+    "full_learning_rate": 1e-4,
+    "full_batch_size": 8,
+    "full_seeds": (1,),
     "dtype": "bfloat16",
     "newline": False,
     "device": "cpu",
@@ -124,6 +127,9 @@ def test_what_is_no_parameter_passes():
         ("device", 0, "int", "str"),
         ("sampling", False, "bool", "str"),
         ("calibration", ("a",), "tuple", "str"),
+        ("full_learning_rate", [1e-5], "list", "float or str"),
+        ("full_seeds", 3, "int", "list"),
+        ("full_seeds", "0", "str", "list"),
         ("behaviors", "loves-gardening", "str", "list"),
         ("behaviors", 3, "int", "list"),
         ("behaviors", {"loves-gardening": 1}, "dict", "list"),
@@ -159,13 +165,13 @@ def test_numbers_of_numpy_are_numbers():
         assert "steps" in str(refused)
 
 
-@pytest.mark.parametrize("name", ["beta", "learning_rate"])
+@pytest.mark.parametrize("name", ["beta", "learning_rate", "full_learning_rate"])
 def test_an_int_is_a_float(name):
     value = getattr(configure({"tier": "smoke", name: 2}), name)
     assert value == 2 and type(value) is float
 
 
-@pytest.mark.parametrize("name", ["beta", "learning_rate"])
+@pytest.mark.parametrize("name", ["beta", "learning_rate", "full_learning_rate"])
 @pytest.mark.parametrize(
     "value", [0, -1, 0.0, -0.01, math.nan, math.inf, -math.inf, 10**400], ids=lambda v: str(v)[:8]
 )
@@ -173,7 +179,7 @@ def test_a_number_out_of_range(name, value):
     line({"tier": "smoke", name: value}, f"parameter {name}", "positive number")
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "seeds"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "seeds", "full_batch_size"])
 @pytest.mark.parametrize("value", [0, -1, -100])
 def test_a_count_out_of_range(name, value):
     line({"tier": "smoke", name: value}, f"parameter {name} = {value}", "at least 1")
@@ -196,9 +202,21 @@ def test_a_learning_rate(rate):
     assert configure({"tier": "smoke", "learning_rate": rate}).learning_rate == rate
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "full_learning_rate"])
 @pytest.mark.parametrize("rate", ["rules", "", "0.1"])
-def test_a_learning_rate_in_words(rate):
-    line({"tier": "smoke", "learning_rate": rate}, "learning_rate", repr(rate), '"rule"')
+def test_a_learning_rate_in_words(name, rate):
+    line({"tier": "smoke", name: rate}, f"parameter {name} = {rate!r}", '"rule"')
+
+
+@pytest.mark.parametrize("seeds", [[], [-1], [0, 0]])
+def test_seeds_of_full_fine_tuning(seeds):
+    line({"tier": "smoke", "full_seeds": seeds}, f"full_seeds = {seeds}", "at least one seed")
+    assert configure({"tier": "smoke", "full_seeds": [3, 1]}).full_seeds == (3, 1)
+
+
+@pytest.mark.parametrize("seeds", [["0"], [0.5], [True], [None]])
+def test_seeds_that_are_no_numbers(seeds):
+    line({"tier": "smoke", "full_seeds": seeds}, "full_seeds", "each an int")
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,13 @@ def padded(network, pairs):
 
 def same(one, other, but=("seconds",)):
     """Whether two curves are bitwise the same, times apart."""
-    return all(
-        np.array_equal(getattr(one, field.name), getattr(other, field.name), equal_nan=True)
-        for field in dataclasses.fields(one)
-        if field.name not in but
+    columns = [
+        {f.name: getattr(curves, f.name) for f in dataclasses.fields(curves)} | curves.watched
+        for curves in (one, other)
+    ]
+    names = [name for name in columns[0] if name not in (*but, "watched")]
+    return one.watched.keys() == other.watched.keys() and all(
+        np.array_equal(columns[0][name], columns[1][name], equal_nan=True) for name in names
     )
 
 
@@ -288,6 +291,67 @@ def test_held_out_loss_is_a_plain_evaluation(tmp_path):
     gap = padded(fresh.network, learned.take(first)).detach().numpy()
     for q in (0, 1):
         assert curves.gap[q, 0, 0] == pytest.approx(gap[learned.group[first] == q].mean(), abs=1e-4)
+
+
+def test_another_reference(tmp_path):
+    """Margins are measured from it; the model's own, given, changes nothing."""
+    model, other = load(), load("tiny-mistral")
+    learned, held_out = one_token(model).split()
+    settings = Settings(**FAST)
+
+    def run(name, reference):
+        out = tmp_path / name
+        return train(load(), learned, settings, out, held_out, reference, progress=False)
+
+    own, foreign = (
+        tuple(finetune.reference_gaps(which, part, settings) for part in (learned, held_out))
+        for which in (model, other)
+    )
+    with torch.no_grad():
+        assert np.allclose(foreign[1], padded(other.network, held_out).numpy(), atol=1e-4)
+    plain, given, far = run("plain", None), run("given", own), run("far", foreign)
+    assert same(plain, given)
+    margin = settings.beta * (own[1] - foreign[1]).mean(dtype=np.float64)
+    assert far.margin[0, 1, 0] == pytest.approx(margin, abs=1e-5) and abs(margin) > 0.01
+    with torch.no_grad():
+        m = settings.beta * (padded(load().network, held_out) - torch.tensor(foreign[1]))
+    assert far.loss[0, 1, 0] == pytest.approx(dpo.loss(m).mean().item(), abs=1e-5)
+    line(lambda: run("given", foreign), "holds another run", "reference")
+
+
+def test_watched_is_recorded_beside_the_held_out_pairs(tmp_path):
+    def run():
+        model = load()
+        learned, held_out = one_token(model).split()
+        start = model.unembedding_rows()
+
+        def watch():
+            return {"moved": (model.unembedding_rows() - start).norm()}
+
+        settings = Settings(**FAST, evaluate_every=2)
+        curves = train(model, learned, settings, tmp_path, held_out, watch=watch, progress=False)
+        return curves, watch()["moved"].item()
+
+    first, last = run()
+    assert same(first, run()[0]), "a finished run is read back"
+    moved = first.watched["moved"]
+    assert moved[0] == 0 and moved[2] > 0 and np.isnan(moved[1])
+    assert moved[-1] == pytest.approx(last, rel=1e-6)
+
+
+def test_what_requires_no_gradient_stays(tmp_path):
+    """And is neither in the checkpoint nor asked for by ``restore``."""
+    model, fresh = load(), load()
+    for which in (model, fresh):
+        which.network.get_output_embeddings().weight.requires_grad_(False)
+    pairs = one_token(model)
+    train(model, pairs, Settings(**FAST), tmp_path, progress=False)
+    assert torch.equal(model.unembedding_rows(), fresh.unembedding_rows())
+    names = checkpoint.read(tmp_path / "checkpoint.safetensors")
+    assert not [name for name in names if "lm_head" in name]
+    restored = restore(fresh, tmp_path).network.state_dict()
+    for name, weight in model.network.state_dict().items():
+        assert torch.equal(restored[name], weight), name
 
 
 def test_a_group_that_a_batch_lacks_measures_nothing(tmp_path):

@@ -9,7 +9,14 @@ from ..config import Config, configure
 from ..errors import unknown
 from ..models import prepare
 from ..runs import Records, Run
-from . import case_study, learning_guarantees, priorities, rate_of_change, setup
+from . import (
+    case_study,
+    full_finetuning,
+    learning_guarantees,
+    priorities,
+    rate_of_change,
+    setup,
+)
 from .shared import PAIRS
 
 _MODULES = {
@@ -18,6 +25,7 @@ _MODULES = {
     "02_rate_of_change": rate_of_change,
     "03_priorities": priorities,
     "04_learning_guarantees": learning_guarantees,
+    "05_full_finetuning": full_finetuning,
 }
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {

@@ -1,0 +1,244 @@
+"""Runs and measures of full fine-tuning (Figures 6 and 7, Figures 17 to 19)."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import numpy as np
+
+from .. import data, finetune, models, responses
+from ..config import TIERS, Config
+from ..geometry import geometry, plane, separable
+from ..hidden import hidden_states
+from ..runs import Records, Run, States
+from .shared import PAIRS
+
+# The learning rates of Figures 6 and 17 to 19, by β; 1e-6 "due to large oscillations".
+PAPER_RATES = {0.001: 1e-5, 0.01: 1e-5, 0.1: 1e-5, 1.0: 1e-6}
+# The other β: Figures 17, 18 and 19.
+BETAS = {"smoke": (1.0,), "book": (0.001, 0.1, 1.0), "paper": (0.001, 0.1, 1.0)}
+# What the rule tries in turn: multiples of the paper's learning rate. The paper's model needs none.
+FACTORS = {"smoke": (1.0, 10.0), "book": (1.0, 3.0, 10.0, 30.0, 100.0), "paper": (1.0,)}
+AIM = 0.5
+
+_CODE = (
+    "tree",
+    "hidden",
+    "dpo",
+    "policy",
+    "responses.Pairs",
+    "responses.statements",
+    "responses.gaps",
+    "responses._terms",
+    "responses._normalisers",
+    "finetune.Settings",
+    "finetune.batches",
+    "finetune._Run",
+    "geometry.geometry",
+    "geometry.plane",
+    "geometry.separable",
+    "experiments.full_finetuning.trained_run",
+    "experiments.full_finetuning._changed",
+)
+
+
+def trained_run(
+    records: Records, behaviors: Sequence[str], beta: float, rate: float, seed: int
+) -> Run:
+    """Train all parameters on one behavior, or on a mixture of several, for one epoch.
+
+    Arrays ``loss``, ``margin``, ``gap``, ``accuracy``, ``gradient`` as in
+    ``finetune.Curves``, and ``boundary`` (T + 1,), ‖W_B(t) − W_B(0)‖.
+
+    Of one behavior alone also what became of its hidden states:
+
+    apart, covariance, trace   (2, 2) ‖μ̂₊ − μ̂₋‖, max ‖Σ̂±‖, max Tr Σ̂±: before and after, of all
+                               statements and of the held-out ones
+    separable                  (2,) held-out accuracy of a linear classifier, before and after
+    parts                      (3,) mean over the held-out statements of the change of the gap
+                               s W_B·g: by W_B alone, by g alone, by both together
+    separate, joint            with seed 0: (2, n, 2) UMAP coordinates before and after, fitted
+                               apart, and fitted to both at once
+    """
+    config = records.config
+    states = [records.states(behavior) for behavior in behaviors]
+    settings = finetune.Settings(
+        beta=beta,
+        learning_rate=rate,
+        batch_size=config.full_batch_size,
+        seed=seed,
+        save_every=0,
+    )
+    facts = {"model": config.model, "behaviors": list(behaviors)}
+    facts |= {"beta": beta, "rate": rate, "seed": seed}
+    facts |= {"batch_size": settings.batch_size, "newline": config.newline}
+
+    def make() -> dict[str, np.ndarray]:
+        model = models.load(config.model, config.device)
+        statements = [data.load_behavior(behavior, config.data) for behavior in behaviors]
+        pairs = responses.statements(model, statements, config.newline)
+        start = model.unembedding_rows()
+
+        def watch() -> dict[str, float]:
+            moved = model.unembedding_rows() - start
+            return {"boundary": (moved[0] - moved[1]).norm().item()}
+
+        learned, held_out = pairs.split()
+        content = json.dumps([facts, pairs.sha256])
+        out = models.cache_dir() / "training" / hashlib.sha256(content.encode()).hexdigest()[:16]
+        curves = finetune.train(model, learned, settings, out, held_out, watch=watch)
+        found = {name: getattr(curves, name) for name in ("loss", "margin", "gap", "accuracy")}
+        found |= {"gradient": curves.gradient, "boundary": curves.watched["boundary"]}
+        if len(behaviors) == 1:
+            g = hidden_states(model, statements[0].prompts(config.newline))
+            rows = model.unembedding_rows().numpy()
+            found |= _changed(states[0], g, rows[0] - rows[1], with_planes=seed == 0)
+        shutil.rmtree(out)
+        return {name: np.asarray(value, np.float32) for name, value in found.items()}
+
+    model = config.model.strip("/").replace("/", "--")
+    name = f"full/{model}/{'+'.join(behaviors)}/beta-{beta:g}-rate-{rate:g}-seed-{seed}"
+    inputs = {s.behavior: s.sha256 for s in states}
+    return records.get(name, facts, inputs, _CODE, make)
+
+
+def _changed(before: States, g: np.ndarray, boundary: np.ndarray, with_planes: bool) -> dict:
+    """What ``trained_run`` records of the hidden states ``g`` (n, d) after training."""
+    subsets = (np.ones(len(g), bool), ~before.train)
+    times = (before.g, g)
+    found = [[geometry(x[rows], before.labels[rows]) for rows in subsets] for x in times]
+    arrays = {
+        name: [[getattr(m, field) for m in row] for row in found]
+        for name, field in (
+            ("apart", "distinguishability"),
+            ("covariance", "cov_norm"),
+            ("trace", "cov_trace"),
+        )
+    }
+    arrays["separable"] = [separable(x, before.labels, before.train) for x in times]
+    signs, rows = before.labels[~before.train], ~before.train
+    moved, turned = boundary - before.boundary, g[rows] - before.g[rows]
+    parts = (before.g[rows] @ moved, turned @ before.boundary, turned @ moved)
+    arrays["parts"] = [(signs * part).mean() for part in parts]
+    if with_planes:
+        both = plane(np.concatenate(times)).reshape(2, len(g), 2)
+        arrays |= {"separate": [plane(x) for x in times], "joint": both}
+    return arrays
+
+
+def first_step_run(records: Records) -> Run:
+    """One full-batch step of AdamW at the paper's learning rate, for every behavior at hand.
+
+    Arrays (behaviors,): ``gradient``, the norm of the gradient of the training loss over all
+    parameters; ``head``, that over the two rows alone, from the hidden states; ``loss``
+    (behaviors, 2), the loss of all training statements before and after.
+    """
+    config = records.config
+    beta, rate = config.beta, PAPER_RATES[0.01]
+    behaviors = _at_hand(config)
+    states = [records.states(behavior) for behavior in behaviors]
+
+    def measure(s: States) -> tuple[float, float, np.ndarray]:
+        model = models.load(config.model, config.device)
+        behavior = data.load_behavior(s.behavior, config.data)
+        learned, _ = responses.statements(model, [behavior], config.newline).split()
+        settings = finetune.Settings(
+            beta=beta, learning_rate=rate, batch_size=len(learned), save_every=0
+        )
+        content = json.dumps([beta, rate, learned.sha256, config.model])
+        out = models.cache_dir() / "training" / hashlib.sha256(content.encode()).hexdigest()[:16]
+        curves = finetune.train(model, learned, settings, out, learned)
+        shutil.rmtree(out)
+        # Of −log σ(0) over W_U[Yes] and W_U[No]: ∓ (β/2) mean s g.
+        pull = (s.labels[s.train, None] * s.g[s.train]).mean(0)
+        return curves.gradient[0], beta * np.linalg.norm(pull) / np.sqrt(2), curves.loss[0, 1]
+
+    def make() -> dict[str, np.ndarray]:
+        gradient, head, loss = map(np.array, zip(*map(measure, states), strict=True))
+        return {"gradient": gradient, "head": head, "loss": loss}
+
+    inputs = {s.behavior: s.sha256 for s in states}
+    facts = {"model": config.model, "beta": beta, "rate": rate, "newline": config.newline}
+    code = (*_CODE, "experiments.full_finetuning.first_step_run")
+    return records.get("first-step", facts, inputs, code, make)
+
+
+def calibration_runs(records: Records) -> list[Run]:
+    """The calibration behavior trained at multiples of the paper's rate, until the rule is met.
+
+    The rule: the smallest of ``FACTORS`` at which the held-out loss of the calibration behavior,
+    at β = 0.01, ends its epoch at ``AIM`` or below.
+    """
+    runs = []
+    for factor in FACTORS[records.config.tier]:
+        rate = factor * PAPER_RATES[0.01]
+        runs.append(trained_run(records, [records.config.calibration], 0.01, rate, 0))
+        if runs[-1].arrays["loss"][0, 1, -1] <= AIM:
+            break
+    return runs
+
+
+def factor(records: Records) -> float:
+    """The factor that the rule found; where none meets it, that of the lowest held-out loss."""
+    last = [run.arrays["loss"][0, 1, -1] for run in calibration_runs(records)]
+    good = [i for i, value in enumerate(last) if value <= AIM]
+    return FACTORS[records.config.tier][good[0] if good else int(np.argmin(last))]
+
+
+def rates(records: Records, beta: float) -> dict[str, float]:
+    """The learning rates of a figure, by name: the paper's and that scaled to this model.
+
+    Or the one that the reader gave.
+    """
+    given = records.config.full_learning_rate
+    if given != "rule":
+        return {"given": given}
+    nearest = min(PAPER_RATES, key=lambda known: abs(np.log(known / beta)))
+    paper = PAPER_RATES[nearest]
+    return {"paper": paper, "scaled": float(f"{factor(records) * paper:.6g}")}
+
+
+def stacked(
+    records: Records, behaviors: Sequence[str], beta: float, rate: float, what: str
+) -> np.ndarray:
+    """An array of ``trained_run`` of each behavior alone with each seed: (behaviors, seeds, …)."""
+    seeds = records.config.full_seeds
+    return np.array(
+        [[trained_run(records, [b], beta, rate, s).arrays[what] for s in seeds] for b in behaviors]
+    )
+
+
+def _at_hand(config: Config) -> list[str]:
+    """The behaviors of a tier's figures, pairs included."""
+    pairs = [behavior for pair in PAIRS[config.tier] for behavior in pair]
+    return list(dict.fromkeys((*TIERS[config.tier]["behaviors"], *pairs, config.calibration)))
+
+
+def _five(records: Records, betas: Sequence[float], seeds: Sequence[int]) -> Iterator[Run]:
+    """The behaviors of Figure 6, at each β, with each seed, at both learning rates."""
+    behaviors = TIERS[records.config.tier]["behaviors"]
+    for beta, seed in product(betas, seeds):
+        for rate, behavior in product(rates(records, beta).values(), behaviors):
+            yield trained_run(records, [behavior], beta, rate, seed)
+
+
+def _pairs(records: Records, seeds: Sequence[int]) -> Iterator[Run]:
+    """The mixtures of Figure 7."""
+    for seed, pair in product(seeds, PAIRS[records.config.tier]):
+        for rate in rates(records, 0.01).values():
+            yield trained_run(records, pair, 0.01, rate, seed)
+
+
+# What is told first is recorded first: one seed of everything, then the bands.
+RUNS = (
+    calibration_runs,
+    lambda records: list(_five(records, (0.01,), records.config.full_seeds[:1])),
+    lambda records: list(_five(records, BETAS[records.config.tier], (0,))),
+    lambda records: list(_pairs(records, (0,))),
+    first_step_run,
+    lambda records: list(_five(records, (0.01,), records.config.full_seeds[1:])),
+    lambda records: list(_pairs(records, records.config.full_seeds[1:])),
+)
+MEASURES = ()
