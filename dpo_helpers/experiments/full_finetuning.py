@@ -52,15 +52,15 @@ def trained_run(
     Arrays ``loss``, ``margin``, ``gap``, ``accuracy``, ``gradient`` as in
     ``finetune.Curves``, and ``boundary`` (T + 1,), ‖W_B(t) − W_B(0)‖.
 
-    Of one behavior alone also what became of its hidden states:
+    Of one behavior alone, with seed 0, also what became of its hidden states:
 
     apart, covariance, trace   (2, 2) ‖μ̂₊ − μ̂₋‖, max ‖Σ̂±‖, max Tr Σ̂±: before and after, of all
                                statements and of the held-out ones
     separable                  (2,) held-out accuracy of a linear classifier, before and after
     parts                      (3,) mean over the held-out statements of the change of the gap
                                s W_B·g: by W_B alone, by g alone, by both together
-    separate, joint            with seed 0: (2, n, 2) UMAP coordinates before and after, fitted
-                               apart, and fitted to both at once
+    separate, joint            (2, n, 2) UMAP coordinates before and after, fitted apart, and
+                               fitted to both at once
     """
     config = records.config
     states = [records.states(behavior) for behavior in behaviors]
@@ -91,10 +91,10 @@ def trained_run(
         curves = finetune.train(model, learned, settings, out, held_out, watch=watch)
         found = {name: getattr(curves, name) for name in ("loss", "margin", "gap", "accuracy")}
         found |= {"gradient": curves.gradient, "boundary": curves.watched["boundary"]}
-        if len(behaviors) == 1:
+        if len(behaviors) == 1 and seed == 0:
             g = hidden_states(model, statements[0].prompts(config.newline))
             rows = model.unembedding_rows().numpy()
-            found |= _changed(states[0], g, rows[0] - rows[1], with_planes=seed == 0)
+            found |= _changed(states[0], g, rows[0] - rows[1])
         shutil.rmtree(out)
         return {name: np.asarray(value, np.float32) for name, value in found.items()}
 
@@ -104,7 +104,7 @@ def trained_run(
     return records.get(name, facts, inputs, _CODE, make)
 
 
-def _changed(before: States, g: np.ndarray, boundary: np.ndarray, with_planes: bool) -> dict:
+def _changed(before: States, g: np.ndarray, boundary: np.ndarray) -> dict:
     """What ``trained_run`` records of the hidden states ``g`` (n, d) after training."""
     subsets = (np.ones(len(g), bool), ~before.train)
     times = (before.g, g)
@@ -122,10 +122,8 @@ def _changed(before: States, g: np.ndarray, boundary: np.ndarray, with_planes: b
     moved, turned = boundary - before.boundary, g[rows] - before.g[rows]
     parts = (before.g[rows] @ moved, turned @ before.boundary, turned @ moved)
     arrays["parts"] = [(signs * part).mean() for part in parts]
-    if with_planes:
-        both = plane(np.concatenate(times)).reshape(2, len(g), 2)
-        arrays |= {"separate": [plane(x) for x in times], "joint": both}
-    return arrays
+    both = plane(np.concatenate(times)).reshape(2, len(g), 2)
+    return arrays | {"separate": [plane(x) for x in times], "joint": both}
 
 
 def first_step_run(records: Records) -> Run:
