@@ -66,6 +66,13 @@ rule hidden_states:
         "{PYTHON} -m dpo_helpers.experiments {TIER} hidden"
 
 
+def after(wildcards):
+    """What a chapter's runs rest on: both train the same models, which is not to be done twice."""
+    if wildcards.chapter != "06_distributional_changes":
+        return code("finetune", "policy", "responses") * (wildcards.chapter == "05_full_finetuning")
+    return f"{BUILD}/runs/05_full_finetuning.done"
+
+
 rule runs:
     input:
         f"{BUILD}/hidden.done",
@@ -73,6 +80,7 @@ rule runs:
         code("synthetic", "paper", "theory", "mixture", "certificate"),
         code("experiments/__init__", "experiments/shared"),
         lambda wildcards: f"dpo_helpers/experiments/{wildcards.chapter[3:]}.py",
+        after,
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),
     shell:

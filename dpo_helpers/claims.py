@@ -89,11 +89,10 @@ def judge(claim: Claim, records: Records) -> Verdict:
     """The verdict on a claim, from the runs of ``records``."""
     if not claim.run:
         return Verdict(claim, f"not run ({claim.why})")
-    if not claim.run.startswith("hidden") and records.recorded(claim.run) is None:
+    if not records.matching(claim.run):
         return Verdict(claim, "not run (no recorded run)")
     values = tuple(np.atleast_1d(MEASURES[claim.measure](records, claim.run)).tolist())
-    run = records.recorded(claim.run)
-    stale = ", stale" if run and run.stale else ""
+    stale = ", stale" * any(run.stale for run in records.matching(claim.run))
     middle = float(f"{np.median(values):.12g}")
     for verdict, rule in (("reproduced", claim.reproduced), ("partly", claim.partly)):
         if rule:

@@ -120,6 +120,7 @@ TIERS: dict[str, dict[str, object]] = {
         calibration="keeps-promises",
         batch_size=32,
         seeds=5,
+        full_learning_rate=1e-4,
         full_seeds=(0,),
     ),
     "book": _COMMON | _PERSONA | dict(model="smollm2-135m", seeds=20),

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import dataclasses
 import datetime
+import fnmatch
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,14 @@ class Records:
     def recorded(self, name: str) -> Run | None:
         """The run of that name: the one used last here, else the one on disk, whatever its key."""
         return self.used.get(name) or next(iter(self.find(name)), None)
+
+    def matching(self, pattern: str) -> list[Run]:
+        """The runs whose name matches, as in a shell: used here, else the first on disk."""
+        used = [run for name, run in self.used.items() if fnmatch.fnmatch(name, pattern)]
+        if used:
+            return used
+        folders = (path.parent for root in self.roots for path in root.glob(f"{pattern}/run.json"))
+        return [read(folder) for folder in islice(folders, 1)]
 
     def states(self, behavior: str) -> States:
         """The hidden states of a behavior under the configuration's model.

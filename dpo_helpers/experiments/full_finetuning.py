@@ -2,28 +2,36 @@
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 from .. import data, finetune, models, responses
-from ..config import TIERS, Config
+from ..config import FIVE, TIERS, Config
 from ..geometry import geometry, plane, separable
 from ..hidden import hidden_states
 from ..runs import Records, Run, States
-from .shared import PAIRS
+from .shared import PAIRS, measured
 
 # The learning rates of Figures 6 and 17 to 19, by β; 1e-6 "due to large oscillations".
 PAPER_RATES = {0.001: 1e-5, 0.01: 1e-5, 0.1: 1e-5, 1.0: 1e-6}
 # The other β: Figures 17, 18 and 19.
-BETAS = {"smoke": (1.0,), "book": (0.001, 0.1, 1.0), "paper": (0.001, 0.1, 1.0)}
+BETAS = {"smoke": (1.0,), "book": (0.001, 0.1, 1.0)}
+BETAS["paper"] = BETAS["book"]
+# The behaviors trained there.
+MAIN = {"smoke": TIERS["smoke"]["behaviors"][:2], "book": FIVE, "paper": FIVE}
 # What the rule tries in turn: multiples of the paper's learning rate. The paper's model needs none.
 FACTORS = {"smoke": (1.0, 10.0), "book": (1.0, 3.0, 10.0, 30.0, 100.0), "paper": (1.0,)}
 AIM = 0.5
+PAIR_SEEDS = {"smoke": (0,), "book": (0, 1, 2), "paper": (0,)}
 
-_CODE = (
+# What decides the numbers of a run of finetune.train on statements.
+ENGINE = (
     "tree",
     "hidden",
     "dpo",
@@ -36,6 +44,9 @@ _CODE = (
     "finetune.Settings",
     "finetune.batches",
     "finetune._Run",
+)
+_CODE = (
+    *ENGINE,
     "geometry.geometry",
     "geometry.plane",
     "geometry.separable",
@@ -135,7 +146,7 @@ def first_step_run(records: Records) -> Run:
     """
     config = records.config
     beta, rate = config.beta, PAPER_RATES[0.01]
-    behaviors = _at_hand(config)
+    behaviors = at_hand(config)
     states = [records.states(behavior) for behavior in behaviors]
 
     def measure(s: States) -> tuple[float, float, np.ndarray]:
@@ -199,16 +210,21 @@ def rates(records: Records, beta: float) -> dict[str, float]:
 
 
 def stacked(
-    records: Records, behaviors: Sequence[str], beta: float, rate: float, what: str
+    records: Records,
+    behaviors: Sequence[str],
+    beta: float,
+    rate: float,
+    what: str,
+    seeds: Sequence[int] | None = None,
 ) -> np.ndarray:
     """An array of ``trained_run`` of each behavior alone with each seed: (behaviors, seeds, …)."""
-    seeds = records.config.full_seeds
+    seeds = records.config.full_seeds if seeds is None else seeds
     return np.array(
         [[trained_run(records, [b], beta, rate, s).arrays[what] for s in seeds] for b in behaviors]
     )
 
 
-def _at_hand(config: Config) -> list[str]:
+def at_hand(config: Config) -> list[str]:
     """The behaviors of a tier's figures, pairs included."""
     pairs = [behavior for pair in PAIRS[config.tier] for behavior in pair]
     return list(dict.fromkeys((*TIERS[config.tier]["behaviors"], *pairs, config.calibration)))
@@ -216,8 +232,9 @@ def _at_hand(config: Config) -> list[str]:
 
 def _five(records: Records, betas: Sequence[float], seeds: Sequence[int]) -> Iterator[Run]:
     """The behaviors of Figure 6, at each β, with each seed, at both learning rates."""
-    behaviors = TIERS[records.config.tier]["behaviors"]
+    tier = records.config.tier
     for beta, seed in product(betas, seeds):
+        behaviors = TIERS[tier]["behaviors"] if beta == 0.01 else MAIN[tier]
         for rate, behavior in product(rates(records, beta).values(), behaviors):
             yield trained_run(records, [behavior], beta, rate, seed)
 
@@ -229,6 +246,158 @@ def _pairs(records: Records, seeds: Sequence[int]) -> Iterator[Run]:
             yield trained_run(records, pair, 0.01, rate, seed)
 
 
+def swept(records: Records) -> dict[str, np.ndarray]:
+    """What a sweep shows of a configuration: curves by name, (T + 1,) each, means over seeds."""
+    config = records.config
+    found = {}
+    for (rate_name, rate), behavior in product(
+        rates(records, config.beta).items(), config.behaviors
+    ):
+        told = [behavior] * (len(config.behaviors) > 1) + [rate_name] * (rate_name != "given")
+        for what, array, part in (
+            ("training loss", "loss", 0),
+            ("held-out loss", "loss", 1),
+            ("held-out accuracy", "accuracy", 1),
+        ):
+            values = stacked(records, [behavior], config.beta, rate, array)[0, :, 0, part]
+            found[", ".join([what, *told])] = values.mean(0)
+    return found
+
+
+def apart(records: Records, behaviors: Sequence[str]) -> np.ndarray:
+    """‖μ̂₊ − μ̂₋‖ of behaviors before training, (behaviors,)."""
+    return np.array([measured(records.states(b)).distinguishability for b in behaviors])
+
+
+def rank_test(distances: np.ndarray, area: np.ndarray) -> tuple[float, float]:
+    """Spearman's correlation of distinguishability with the fall of the loss, and its p-value.
+
+    ``area`` is the mean of a loss over the steps: the lower, the faster it fell. The p-value is
+    exact up to seven behaviors: the share of their orders that would correlate as much. Both (n,).
+    """
+
+    def statistic(x: np.ndarray) -> float:
+        return stats.spearmanr(x, -area).statistic
+
+    found = stats.permutation_test(
+        (distances,),
+        statistic,
+        permutation_type="pairings",
+        alternative="greater",
+        n_resamples=9999,
+    )
+    return float(found.statistic), float(found.pvalue)
+
+
+def rank_table(distances: np.ndarray, areas: Mapping[tuple[str, str], np.ndarray]) -> pd.DataFrame:
+    """``rank_test`` of areas (behaviors, seeds), by column and row: medians over seeds, in words.
+
+    ``distances`` (behaviors,) is what the order of the areas is compared with.
+    """
+    table: dict[str, dict[str, str]] = {}
+    for (column, row), values in areas.items():
+        rho, p = np.median([rank_test(distances, area) for area in values.T], 0)
+        table.setdefault(column, {})[row] = f"{rho:.2f} (p = {p:.3f})"
+    return pd.DataFrame(table)
+
+
+def calibration_table(records: Records) -> pd.DataFrame:
+    """What the rule looked at: the learning rate, and where the held-out pairs ended."""
+    runs = calibration_runs(records)
+    columns = {"η": [f"{run.info['key']['settings']['rate']:g}" for run in runs]}
+    for what in ("loss", "accuracy"):
+        columns[f"held-out {what}"] = [run.arrays[what][0, 1, -1] for run in runs]
+    return pd.DataFrame(columns)
+
+
+def gap_growth(records: Records) -> pd.DataFrame:
+    """Growth of the mean held-out gap over an epoch, by β, at the rate that most of them share."""
+    tier = records.config.tier
+    rate = next(iter(rates(records, 0.01).values()))
+    growth = {}
+    for beta in sorted({0.01, *BETAS[tier]}):
+        if rate in rates(records, beta).values():
+            gap = stacked(records, MAIN[tier], beta, rate, "gap", (0,))[:, 0, 0, 1]
+            growth[f"β = {beta:g}, η = {rate:g}"] = gap[:, -1] - gap[:, 0]
+    return pd.DataFrame(growth)
+
+
+def areas(records: Records, beta: float, rate: float, part: int) -> np.ndarray:
+    """The mean over the steps of the training (0) or held-out loss (1): (behaviors, seeds)."""
+    seeds = records.config.full_seeds if beta == 0.01 else (0,)
+    losses = stacked(records, MAIN[records.config.tier], beta, rate, "loss", seeds)[:, :, 0, part]
+    return np.nanmean(losses, -1)
+
+
+def training_order(records: Records, run: str) -> np.ndarray:
+    """Rank correlation of ‖μ̂₊ − μ̂₋‖ with the fall of the training loss, at the worse rate."""
+    return _order(records, run, 0)
+
+
+def held_out_order(records: Records, run: str) -> np.ndarray:
+    """Rank correlation of ‖μ̂₊ − μ̂₋‖ with the fall of the test loss, at the worse rate."""
+    return _order(records, run, 1)
+
+
+def _order(records: Records, run: str, part: int) -> np.ndarray:
+    beta = float(re.search(r"beta-([^-*]+)", run)[1])
+    distances = apart(records, MAIN[records.config.tier])
+    found = [
+        [rank_test(distances, area)[0] for area in areas(records, beta, rate, part).T]
+        for rate in rates(records, beta).values()
+    ]
+    return np.min(found, 0)
+
+
+def pair_losses(records: Records, pair: Sequence[str], rate: float) -> np.ndarray:
+    """The held-out losses of the two behaviors of a pair trained together: (2, seeds, T + 1)."""
+    seeds = PAIR_SEEDS[records.config.tier]
+    runs = [trained_run(records, pair, 0.01, rate, seed) for seed in seeds]
+    return np.stack([run.arrays["loss"][:, 1] for run in runs], 1)
+
+
+def pair_table(records: Records) -> pd.DataFrame:
+    """Of each pair and learning rate: how far apart, and which of the two leads."""
+    rows = []
+    for letter, pair in zip("ab", PAIRS[records.config.tier], strict=True):
+        first, second = apart(records, pair)
+        for rate in rates(records, 0.01).values():
+            one, other = pair_losses(records, pair, rate)
+            ahead = (1 if second > first else -1) * (one - other)[:, 1:] > 0
+            rows.append(
+                {
+                    "pair": f"({letter})",
+                    "η": f"{rate:g}",
+                    "‖μ̂₊ − μ̂₋‖": f"{first:.2f} and {second:.2f}",
+                    "mean |L₁ − L₂|": f"{np.median(np.abs(one - other).mean(1)):.4f}",
+                    "the more distinguishable leads": f"{ahead.mean():.0%} of steps",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def pair_lead(records: Records, run: str) -> np.ndarray:
+    """Share of steps at which the more distinguishable has the lower test loss, worse rate."""
+    pair = PAIRS[records.config.tier][0]
+    first, second = apart(records, pair)
+    ahead = 1 if second > first else -1
+    found = []
+    for rate in rates(records, 0.01).values():
+        one, other = pair_losses(records, pair, rate)
+        found.append((ahead * (one - other)[:, 1:] > 0).mean(1))
+    return np.min(found, 0)
+
+
+def pair_gaps(records: Records, run: str) -> np.ndarray:
+    """|L_1 − L_2| of the test losses, mean over steps: pair (a) over pair (b), worse rate."""
+    found = []
+    for rate in rates(records, 0.01).values():
+        losses = [pair_losses(records, pair, rate) for pair in PAIRS[records.config.tier]]
+        one, other = (np.abs(two[0] - two[1]).mean(1) for two in losses)
+        found.append(one / other)
+    return np.min(found, 0)
+
+
 # What is told first is recorded first: one seed of everything, then the bands.
 RUNS = (
     calibration_runs,
@@ -237,6 +406,6 @@ RUNS = (
     lambda records: list(_pairs(records, (0,))),
     first_step_run,
     lambda records: list(_five(records, (0.01,), records.config.full_seeds[1:])),
-    lambda records: list(_pairs(records, records.config.full_seeds[1:])),
+    lambda records: list(_pairs(records, PAIR_SEEDS[records.config.tier][1:])),
 )
-MEASURES = ()
+MEASURES = (training_order, held_out_order, pair_lead, pair_gaps)
