@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --quiet rules host reason progress
 
 .DEFAULT_GOAL := help
-.PHONY: help run book html lab test bench lint sync clean
+.PHONY: help run book html lab sweep test bench lint sync clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
@@ -31,6 +31,10 @@ html: $(STAMP) ## render the stored outputs
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(RUN) jupyter lab notebooks
+
+SWEEP ?= sweeps/beta.yml
+sweep: $(STAMP) ## run a grid of parameters: make sweep SWEEP=sweeps/beta.yml, on a cluster PROFILE=profiles/slurm
+	$(RUN) python -m workflow.sweep $(SWEEP) $(if $(PROFILE),--workflow-profile $(PROFILE))
 
 test: run ## run all the tests, on the smoke run's notebooks and pages too
 	$(RUN) python -m pytest -n 2 --dist loadfile

@@ -32,6 +32,7 @@ _STYLE = {
     "figure.constrained_layout.use": True,
 }
 YES, NO = "#1b7837", "#8c8c8c"
+_PALE = {YES: "#a9d9b4", NO: "#d9d9d9"}
 
 
 def colour(behavior: str) -> str:
@@ -124,23 +125,36 @@ def lines(
     return fig
 
 
-def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """One panel a behavior: points in the plane, Yes statements green discs, No grey crosses.
+def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], across: int = 5) -> Figure:
+    """Points in the plane: Yes statements green discs, No statements grey crosses.
 
-    ``panels`` maps the behavior to its coordinates (n, 2) and labels (n,).
+    ``panels`` maps what stands below a panel, such as the behavior, to its coordinates (n, 2) and
+    labels (n,). Coordinates (2, n, 2) are those before and after training, in one panel: before
+    is pale. A row has up to ``across`` panels.
     """
     with plt.rc_context(_STYLE | {"axes.grid": False}):
-        fig, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.5))
-        for ax, (behavior, (points, labels)) in zip(axes, panels.items(), strict=True):
-            for side, mark, hue, name in ((1, "o", YES, "preferred: Yes"), (-1, "x", NO, "No")):
-                ax.scatter(
-                    *points[labels == side].T, s=9, marker=mark, c=hue, alpha=0.6, label=name
-                )
+        width = min(across, len(panels))
+        rows = -(-len(panels) // width)
+        inches = min(3.4, 10.2 / width)
+        size = (inches * width, (inches + 0.1) * rows)
+        fig, axes = plt.subplots(rows, width, figsize=size, squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_visible(False)
+        drawn = {}
+        for ax, (label, (points, labels)) in zip(axes.flat, panels.items(), strict=False):
+            *before, after = points if points.ndim == 3 else [points]
+            dot = 9 * inches / 3.4 / (1 + len(before))
+            sides = ((1, "o", YES, "preferred: Yes"), (-1, "x", NO, "No"))
+            for value, mark, hue, name in sides:
+                style = dict(s=dot, marker=mark, alpha=0.6)
+                for at in before:
+                    at = at[labels == value].T
+                    drawn[f"{name}, before"] = ax.scatter(*at, c=_PALE[hue], **style)
+                drawn[name] = ax.scatter(*after[labels == value].T, c=hue, **style)
             ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(short(behavior, 42), fontsize=9)
-        fig.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
-        )
+            ax.set_xlabel(short(label, int(12.4 * inches)), fontsize=9)
+        legend = dict(loc="outside lower center", ncols=4, frameon=False)
+        fig.legend(drawn.values(), drawn.keys(), **legend)
     plt.close(fig)
     return fig
 

@@ -204,11 +204,10 @@ def test_pairs(monkeypatch):
         return [[base, base + gap], [base, base]]
 
     Made(monkeypatch, losses, distances=(1.0, 2.0))
-    seeds = len(full.PAIR_SEEDS["book"])
-    assert full.pair_lead(BOOK, "") == pytest.approx([2 / 3] * seeds)
-    assert full.pair_gaps(BOOK, "") == pytest.approx([2.0] * seeds)
+    assert full.pair_lead(BOOK, "") == pytest.approx(2 / 3)
+    assert full.pair_gaps(BOOK, "") == pytest.approx(2)
     Made(monkeypatch, losses, distances=(2.0, 1.0))
-    assert full.pair_lead(BOOK, "") == pytest.approx([0] * seeds)
+    assert full.pair_lead(BOOK, "") == 0
     table = full.pair_table(BOOK)
     assert list(table["pair"]) == ["(a)", "(a)", "(b)", "(b)"]
     assert list(table["mean |L₁ − L₂|"]) == ["0.0750", "0.0750", "0.0375", "0.0375"]

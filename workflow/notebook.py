@@ -7,6 +7,7 @@ import hashlib
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import jupytext
@@ -45,8 +46,12 @@ def key(chapter: str) -> str:
     return hashlib.sha256((code_hash(tuple(modules)) + text).encode()).hexdigest()[:16]
 
 
-def execute(chapter: str, tier: str, output: Path) -> None:
-    """Execute a chapter at a tier; ``output`` is replaced only if every cell succeeds.
+def execute(
+    chapter: str, tier: str, output: Path, parameters: Mapping[str, object] | None = None
+) -> None:
+    """Execute a chapter at a tier, with other ``parameters`` of it.
+
+    ``output`` is replaced only if every cell succeeds.
 
     Raises PapermillExecutionError for a cell that fails.
     """
@@ -56,7 +61,7 @@ def execute(chapter: str, tier: str, output: Path) -> None:
         papermill.execute_notebook(
             given,
             done,
-            parameters={"tier": tier} if tier != "book" else {},
+            parameters=({"tier": tier} if tier != "book" else {}) | dict(parameters or {}),
             cwd=ROOT / "notebooks",
             kernel_name="python3",
             progress_bar=False,
@@ -96,10 +101,12 @@ def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode
     return notebook
 
 
-def main(chapter: str, tier: str, output: str) -> None:
+def main(
+    chapter: str, tier: str, output: str, parameters: Mapping[str, object] | None = None
+) -> None:
     """Execute one chapter; a failure is one line with the notebook, the cell and the reason."""
     try:
-        execute(chapter, tier, Path(output))
+        execute(chapter, tier, Path(output), parameters)
     except PapermillExecutionError as error:
         reason = _ANSI.sub("", error.evalue or error.ename).strip().splitlines()
         sys.exit(

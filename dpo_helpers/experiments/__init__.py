@@ -11,6 +11,7 @@ from ..models import prepare
 from ..runs import Records, Run
 from . import (
     case_study,
+    distributional_changes,
     full_finetuning,
     learning_guarantees,
     priorities,
@@ -26,6 +27,7 @@ _MODULES = {
     "03_priorities": priorities,
     "04_learning_guarantees": learning_guarantees,
     "05_full_finetuning": full_finetuning,
+    "06_distributional_changes": distributional_changes,
 }
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
@@ -34,6 +36,11 @@ CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
 # What a claim is judged by: each a function of the records and a run's name; one value a seed.
 MEASURES: dict[str, Callable[[Records, str], np.ndarray]] = {
     measure.__name__: measure for module in _MODULES.values() for measure in module.MEASURES
+}
+
+# What a sweep shows of a chapter: curves by name, (T + 1,) each, NaN where nothing was measured.
+SWEPT: dict[str, Callable[[Records], dict[str, np.ndarray]]] = {
+    chapter: module.swept for chapter, module in _MODULES.items() if hasattr(module, "swept")
 }
 
 

@@ -140,6 +140,14 @@ def conventions_run(records: Records) -> Run:
     return records.get("conventions", settings, inputs, code, make)
 
 
+def swept(records: Records) -> dict[str, np.ndarray]:
+    """What a sweep shows of a configuration: means over its behaviors and seeds, (T + 1,) each."""
+    arrays = last_layer_run(records, "f3").arrays
+    losses = arrays["loss"][:, 0].astype(float).mean((0, 3))
+    moved = arrays["distance"].astype(float).mean((0, 2))
+    return {"training loss": losses[0], "held-out loss": losses[1], "distance moved": moved}
+
+
 def quotes_found(records: Records, run: str) -> np.ndarray:
     """Share of the paper's quotations that begin a statement with the stated preference."""
     return records.recorded(run).arrays["found"].mean()

@@ -16,7 +16,7 @@ from ..config import FIVE, TIERS, Config
 from ..geometry import geometry, plane, separable
 from ..hidden import hidden_states
 from ..runs import Records, Run, States
-from .shared import PAIRS, measured
+from .shared import PAIRS, last_layer_run, measured
 
 # The learning rates of Figures 6 and 17 to 19, by β; 1e-6 "due to large oscillations".
 PAPER_RATES = {0.001: 1e-5, 0.01: 1e-5, 0.1: 1e-5, 1.0: 1e-6}
@@ -28,7 +28,6 @@ MAIN = {"smoke": TIERS["smoke"]["behaviors"][:2], "book": FIVE, "paper": FIVE}
 # What the rule tries in turn: multiples of the paper's learning rate. The paper's model needs none.
 FACTORS = {"smoke": (1.0, 10.0), "book": (1.0, 3.0, 10.0, 30.0, 100.0), "paper": (1.0,)}
 AIM = 0.5
-PAIR_SEEDS = {"smoke": (0,), "book": (0, 1, 2), "paper": (0,)}
 
 # What decides the numbers of a run of finetune.train on statements.
 ENGINE = (
@@ -239,11 +238,10 @@ def _five(records: Records, betas: Sequence[float], seeds: Sequence[int]) -> Ite
             yield trained_run(records, [behavior], beta, rate, seed)
 
 
-def _pairs(records: Records, seeds: Sequence[int]) -> Iterator[Run]:
-    """The mixtures of Figure 7."""
-    for seed, pair in product(seeds, PAIRS[records.config.tier]):
-        for rate in rates(records, 0.01).values():
-            yield trained_run(records, pair, 0.01, rate, seed)
+def _pairs(records: Records) -> Iterator[Run]:
+    """The mixtures of Figure 7, one run each."""
+    for rate, pair in product(rates(records, 0.01).values(), PAIRS[records.config.tier]):
+        yield trained_run(records, pair, 0.01, rate, 0)
 
 
 def swept(records: Records) -> dict[str, np.ndarray]:
@@ -310,6 +308,32 @@ def calibration_table(records: Records) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def foretold_table(records: Records) -> pd.DataFrame:
+    """How well what is known before an epoch orders the behaviors as it learns them.
+
+    Rank correlations as in ``rank_table``, a row a predictor.
+    """
+    behaviors = MAIN[records.config.tier]
+    step = {name: x[: len(behaviors)] for name, x in first_step_run(records).arrays.items()}
+    head = last_layer_run(records, "f3").arrays["loss"][: len(behaviors), 0, 0]
+    predictors = {
+        "distinguishability": apart(records, behaviors),
+        "last layer alone, trained": -np.median(head.mean(1), 1),
+        "gradient of all parameters": step["gradient"],
+        "first step of all parameters": step["loss"][:, 0] - step["loss"][:, 1],
+    }
+    found = {
+        f"{what}, η = {rate:g}": areas(records, 0.01, rate, part)
+        for rate in rates(records, 0.01).values()
+        for part, what in enumerate(("training loss", "held-out loss"))
+    }
+    rows = [
+        rank_table(values, {(what, name): area for what, area in found.items()})
+        for name, values in predictors.items()
+    ]
+    return pd.concat(rows)
+
+
 def gap_growth(records: Records) -> pd.DataFrame:
     """Growth of the mean held-out gap over an epoch, by β, at the rate that most of them share."""
     tier = records.config.tier
@@ -350,10 +374,8 @@ def _order(records: Records, run: str, part: int) -> np.ndarray:
 
 
 def pair_losses(records: Records, pair: Sequence[str], rate: float) -> np.ndarray:
-    """The held-out losses of the two behaviors of a pair trained together: (2, seeds, T + 1)."""
-    seeds = PAIR_SEEDS[records.config.tier]
-    runs = [trained_run(records, pair, 0.01, rate, seed) for seed in seeds]
-    return np.stack([run.arrays["loss"][:, 1] for run in runs], 1)
+    """The held-out losses of the two behaviors of a pair trained together, seed 0: (2, T + 1)."""
+    return trained_run(records, pair, 0.01, rate, 0).arrays["loss"][:, 1]
 
 
 def pair_table(records: Records) -> pd.DataFrame:
@@ -363,13 +385,13 @@ def pair_table(records: Records) -> pd.DataFrame:
         first, second = apart(records, pair)
         for rate in rates(records, 0.01).values():
             one, other = pair_losses(records, pair, rate)
-            ahead = (1 if second > first else -1) * (one - other)[:, 1:] > 0
+            ahead = (1 if second > first else -1) * (one - other)[1:] > 0
             rows.append(
                 {
                     "pair": f"({letter})",
                     "η": f"{rate:g}",
                     "‖μ̂₊ − μ̂₋‖": f"{first:.2f} and {second:.2f}",
-                    "mean |L₁ − L₂|": f"{np.median(np.abs(one - other).mean(1)):.4f}",
+                    "mean |L₁ − L₂|": f"{np.abs(one - other).mean():.4f}",
                     "the more distinguishable leads": f"{ahead.mean():.0%} of steps",
                 }
             )
@@ -384,8 +406,8 @@ def pair_lead(records: Records, run: str) -> np.ndarray:
     found = []
     for rate in rates(records, 0.01).values():
         one, other = pair_losses(records, pair, rate)
-        found.append((ahead * (one - other)[:, 1:] > 0).mean(1))
-    return np.min(found, 0)
+        found.append((ahead * (one - other)[1:] > 0).mean())
+    return np.min(found)
 
 
 def pair_gaps(records: Records, run: str) -> np.ndarray:
@@ -393,9 +415,9 @@ def pair_gaps(records: Records, run: str) -> np.ndarray:
     found = []
     for rate in rates(records, 0.01).values():
         losses = [pair_losses(records, pair, rate) for pair in PAIRS[records.config.tier]]
-        one, other = (np.abs(two[0] - two[1]).mean(1) for two in losses)
+        one, other = (np.abs(two[0] - two[1]).mean() for two in losses)
         found.append(one / other)
-    return np.min(found, 0)
+    return np.min(found)
 
 
 # What is told first is recorded first: one seed of everything, then the bands.
@@ -403,9 +425,8 @@ RUNS = (
     calibration_runs,
     lambda records: list(_five(records, (0.01,), records.config.full_seeds[:1])),
     lambda records: list(_five(records, BETAS[records.config.tier], (0,))),
-    lambda records: list(_pairs(records, (0,))),
+    lambda records: list(_pairs(records)),
     first_step_run,
     lambda records: list(_five(records, (0.01,), records.config.full_seeds[1:])),
-    lambda records: list(_pairs(records, PAIR_SEEDS[records.config.tier][1:])),
 )
 MEASURES = (training_order, held_out_order, pair_lead, pair_gaps)

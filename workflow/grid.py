@@ -1,0 +1,161 @@
+"""Grids of parameters: a sweep's file, and the cells that it stands for."""
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+
+from dpo_helpers import data
+from dpo_helpers.config import Config, configure
+from dpo_helpers.errors import InputError, first_line, unknown
+from dpo_helpers.runs import ROOT
+
+from . import notebook
+
+KEYS = ("notebook", "tier", "parameters", "grid")
+# YAML 1.1 reads a number with an exponent only if it has a point, and a sign after the e.
+_NUMBER = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of parameters, as its file spells it out.
+
+    name      the file's, without ``.yml``
+    notebook  the chapter that is executed
+    tier      its tier
+    fixed     the parameters that all cells share
+    cells     the swept parameters of each cell, by the cell's id
+    """
+
+    name: str
+    notebook: str
+    tier: str
+    fixed: Mapping[str, object]
+    cells: Mapping[str, Mapping[str, object]]
+
+    @property
+    def folder(self) -> Path:
+        """Where what comes of it stands."""
+        return ROOT / "build" / "sweeps" / self.name
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                what = f"key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, what, key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read(path: Path) -> Sweep:
+    """The sweep of a file, with every cell checked as far as can be told without executing it.
+
+    Raises InputError, naming the file, for YAML that is none, an unknown key, notebook, tier or
+    behavior, a parameter that the notebook does not have or of a wrong type, an empty grid, and two
+    cells that are the same.
+    """
+    data.checked(path.stem, "sweep")
+    content = _content(path)
+    try:
+        return _checked(path.stem, content)
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+
+
+def _content(path: Path) -> object:
+    try:
+        return yaml.load(path.read_text("utf-8"), _Loader)
+    except FileNotFoundError:
+        here = ", ".join(map(str, sorted(path.parent.glob("*.yml")))) or "none"
+        raise InputError(f"{path}: no such file; sweeps there: {here}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1
+        raise InputError(
+            f"{path}, line {line}: not valid YAML ({error.problem}); mend it"
+        ) from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); mend it") from None
+
+
+def _checked(name: str, content: object) -> Sweep:
+    if not isinstance(content, dict):
+        raise InputError(f"must hold the keys {', '.join(KEYS)}")
+    for key in content:
+        if key not in KEYS:
+            raise unknown("key", str(key), KEYS)
+    for key in ("notebook", "grid"):
+        if not content.get(key):
+            raise InputError(f"key {key!r} is missing or empty; add it")
+    known = [path.stem for path in (ROOT / "notebooks").glob("*.py")]
+    chapter, tier = content["notebook"], content.get("tier", "book")
+    fixed, grid = content.get("parameters") or {}, content["grid"]
+    if chapter not in known:
+        raise unknown("notebook", str(chapter), known)
+    if not isinstance(fixed, dict) or not isinstance(grid, dict):
+        raise InputError("parameters and grid hold names of parameters: write `beta: …` under each")
+    for parameter, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"grid, {parameter} = {values!r}: give a list of at least one value")
+    _named(chapter, fixed, grid)
+    cells: dict[str, dict[str, object]] = {}
+    configs: dict[Config, str] = {}
+    for values in product(*grid.values()):
+        row = dict(zip(grid, values, strict=True))
+        cell = identity(row)
+        config = configure({"tier": tier, **fixed, **row})
+        if config in configs:
+            raise InputError(f"cells {configs[config]} and {cell} are the same; leave one out")
+        configs[config], cells[cell] = cell, row
+    for source, behavior in dict.fromkeys((c.data, b) for c in configs for b in c.behaviors):
+        if data.checked(behavior, "behavior") and data.at_hand(source):
+            data.load_behavior(behavior, source)
+    return Sweep(name, chapter, tier, fixed, cells)
+
+
+def _named(chapter: str, fixed: Mapping[str, object], grid: Mapping[str, object]) -> None:
+    """Raises InputError for a parameter that the notebook does not have, or that is given twice.
+
+    And for a number that YAML takes for text.
+    """
+    (cell,) = (
+        c for c in notebook.source(chapter).cells if "parameters" in c.metadata.get("tags", ())
+    )
+    own = [part.targets[0].id for part in ast.parse(cell.source).body]
+    own.remove("tier")
+    for name, value in (*fixed.items(), *((n, v) for n, values in grid.items() for v in values)):
+        if name == "tier":
+            raise InputError("tier is no parameter to sweep; write it beside grid")
+        if name not in own:
+            raise InputError(f"{chapter}: {unknown('parameter', str(name), own)}")
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            number = yaml.safe_dump(float(value)).split()[0]
+            raise InputError(f"{name} = {value!r} is text to YAML; write {number}")
+    for name in fixed.keys() & grid.keys():
+        raise InputError(f"{name} is under parameters and under grid; leave one out")
+
+
+def identity(row: Mapping[str, object]) -> str:
+    """A cell's id, from its swept parameters alone: readable, and a name for files."""
+    whole = "-".join(f"{name}-{text(value, '+')}" for name, value in row.items())
+    plain = re.sub(r"[^A-Za-z0-9.+_-]", "-", whole)
+    if plain == whole and len(whole) <= 100:
+        return whole
+    digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{plain[:91]}-{digest}"
+
+
+def text(value: object, joint: str = ", ") -> str:
+    """The value of a parameter in words."""
+    values = value if isinstance(value, list) else ["default" if value is None else value]
+    return joint.join(map(str, values))

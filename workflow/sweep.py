@@ -1,0 +1,103 @@
+"""Sweeps: every cell of a grid of parameters an executed notebook, and one page of them all.
+
+python -m workflow.sweep sweeps/NAME.yml [options of snakemake]
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from dpo_helpers.config import configure
+from dpo_helpers.errors import InputError
+from dpo_helpers.experiments import SWEPT
+from dpo_helpers.runs import ROOT, Records, replace
+
+from . import grid, notebook, sweep_page
+
+
+def declare(sweep: grid.Sweep) -> None:
+    """Write each cell's ``.json``; what was made of another parameter or older code is removed."""
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    key = notebook.key(sweep.notebook)
+    for cell, row in sweep.cells.items():
+        file = sweep.folder / f"{cell}.json"
+        facts = {"notebook": sweep.notebook, "tier": sweep.tier, "key": key}
+        content = json.dumps(facts | {"parameters": {**sweep.fixed, **row}}, indent=1).encode()
+        if not file.exists() or file.read_bytes() != content:
+            for kind in (*sweep_page.MADE, ".failed"):
+                file.with_suffix(kind).unlink(missing_ok=True)
+            replace(file, content)
+
+
+def execute(file: Path) -> None:
+    """Execute the cell declared in ``file``, beside it: its notebook, that as a page, its curves.
+
+    A failure is one line, kept under ``.failed``.
+    """
+    cell = json.loads(file.read_text("utf-8"))
+    chapter, tier, parameters = (cell[name] for name in ("notebook", "tier", "parameters"))
+    executed, failed = file.with_suffix(".ipynb"), file.with_suffix(".failed")
+    # Against a cell that goes on after Snakemake itself was killed.
+    with FileLock(file.with_suffix(".lock")):
+        failed.unlink(missing_ok=True)
+        try:
+            notebook.main(chapter, tier, str(executed), parameters)
+            replace(file.with_suffix(".html"), sweep_page.notebook_page(executed).encode())
+            records = Records(configure({"tier": tier, **parameters}))
+            curves = SWEPT[chapter](records) if chapter in SWEPT else {}
+            table = pd.DataFrame({name: pd.Series(values) for name, values in curves.items()})
+            replace(file.with_suffix(".csv"), table.rename_axis("step").to_csv().encode())
+        except (SystemExit, InputError, OSError) as error:
+            line = str(error).removeprefix("error: ")
+            failed.write_text(line, "utf-8")
+            sys.exit(f"error: {file.stem}: {line}")
+    print(f"done: {file.stem}", flush=True)
+
+
+def run(path: Path, options: Sequence[str] = ()) -> None:
+    """Run what is missing of the sweep that ``path`` spells out, and render the page of it all.
+
+    ``options`` are Snakemake's. Exits with a line for each cell that is not done. Raises InputError
+    as ``grid.read`` does.
+    """
+    sweep = grid.read(path)
+    declare(sweep)
+    print(f"sweep {sweep.name}: {len(sweep.cells)} cells of {sweep.notebook}", flush=True)
+    folder = sweep.folder.relative_to(ROOT)
+    command = [sys.executable, "-m", "snakemake"]
+    command += [str(folder / f"{cell}{kind}") for cell in sweep.cells for kind in sweep_page.MADE]
+    command += ["--snakefile", str(Path(__file__).with_suffix(".smk")), "--directory", str(ROOT)]
+    # Without Snakemake's lock, which would outlast a kill: `execute` has one that does not.
+    command += ["--keep-going", "--rerun-incomplete", "--nolock"]
+    command += ["--quiet", "rules", "host", "reason", "progress", *options]
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with subprocess.Popen(command, env={**os.environ, "PATH": programs}) as snakemake:
+        try:
+            code = snakemake.wait()
+        except KeyboardInterrupt:  # it was told too, and stops its jobs
+            code = snakemake.wait()
+    undone = {cell: sweep_page.outcome(sweep, cell) for cell in sweep.cells}
+    undone = {cell: line for cell, line in undone.items() if line}
+    page = sweep_page.render(sweep).relative_to(ROOT)
+    print(f"{len(sweep.cells) - len(undone)} of {len(sweep.cells)} done: {page}", flush=True)
+    if undone:
+        sys.exit("\n".join(f"error: {cell}: {line}" for cell, line in undone.items()))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("error: name a sweep, such as sweeps/beta.yml")
+    try:
+        if sys.argv[1] == "cell":
+            execute(Path(sys.argv[2]))
+        else:
+            run(Path(sys.argv[1]), sys.argv[2:])
+    except InputError as problem:
+        sys.exit(f"error: {problem}")

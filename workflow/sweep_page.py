@@ -1,0 +1,194 @@
+"""The page of a sweep: a table of its runs, their curves side by side; and each notebook's page."""
+
+import base64
+import html
+import math
+import re
+import shlex
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import yaml
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import TagRemovePreprocessor
+
+from dpo_helpers import plots
+from dpo_helpers.runs import replace
+
+from .grid import Sweep, text
+
+# What a cell is done with.
+MADE = (".ipynb", ".html", ".csv")
+
+
+def outcome(sweep: Sweep, cell: str) -> str:
+    """Why a cell is not done, in one line; empty if it is."""
+    if all((sweep.folder / f"{cell}{kind}").exists() for kind in MADE):
+        return ""
+    try:
+        return (sweep.folder / f"{cell}.failed").read_text("utf-8")
+    except FileNotFoundError:
+        return "did not finish; the same command goes on with it"
+
+
+def render(sweep: Sweep) -> Path:
+    """Write ``index.html`` into the sweep's folder, whatever is done of it, and a picture a curve.
+
+    The page stands alone: its pictures are in it.
+    """
+    tables = {
+        cell: pd.read_csv(
+            sweep.folder / f"{cell}.csv", index_col="step", float_precision="round_trip"
+        )
+        for cell in sweep.cells
+        if not outcome(sweep, cell)
+    }
+    names = list(dict.fromkeys(name for table in tables.values() for name in table))
+    chapter, count = sweep.notebook, len(sweep.cells)
+    swept = list(next(iter(sweep.cells.values())))
+    facts = {
+        "notebook": f"{chapter}, tier {sweep.tier}",
+        "swept": ", ".join(swept),
+        "the same in all": ", ".join(_labels(sweep.fixed)) or "the tier's own settings",
+        "done": f"{len(tables)} of {count}",
+    }
+    page = PAGE.format(
+        name=html.escape(sweep.name),
+        facts="".join(
+            f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()
+        ),
+        table=_table(sweep, tables, names),
+        figures="".join(_figure(sweep, tables, name) for name in names)
+        or "<p>No cell that is done has a curve.</p>",
+    )
+    index = sweep.folder / "index.html"
+    replace(index, page.encode())
+    return index
+
+
+def notebook_page(executed: Path) -> str:
+    """A notebook to read: without the code that its page folds away, figures with alt texts."""
+    page = nbformat.read(executed, as_version=4)
+    for cell in page.cells:
+        cell.metadata["alt"] = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+    exporter = HTMLExporter(template_name="classic")
+    hidden = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)
+    exporter.register_preprocessor(hidden)
+    return exporter.from_notebook_node(page, {"metadata": {"name": executed.stem}})[0]
+
+
+def command(sweep: Sweep, row: Mapping[str, object]) -> str:
+    """The command that executes one cell by itself."""
+    parameters = {"tier": sweep.tier, **sweep.fixed, **row}
+    given = yaml.safe_dump(parameters, default_flow_style=True, sort_keys=False, width=math.inf)
+    return f"papermill notebooks/{sweep.notebook}.ipynb out.ipynb -y {shlex.quote(given.strip())}"
+
+
+def _labels(row: Mapping[str, object]) -> list[str]:
+    """Parameters with their values; names of behaviors speak for themselves."""
+    return [text(v) if name == "behaviors" else f"{name} {text(v)}" for name, v in row.items()]
+
+
+def _table(sweep: Sweep, tables: Mapping[str, pd.DataFrame], names: list[str]) -> str:
+    rows = []
+    for cell, row in sweep.cells.items():
+        line = {html.escape(name): html.escape(text(value)) for name, value in row.items()}
+        for name in names:
+            curve = tables.get(cell, pd.DataFrame()).get(name, pd.Series(dtype=float)).dropna()
+            shown = f"{curve.iloc[-1]:.4g} ({curve.mean():.4g})" if len(curve) else "–"
+            line[html.escape(name)] = shown
+        links = ", ".join(
+            f'<a href="{cell}{kind}" aria-label="{kind} of {cell}">{kind}</a>'
+            for kind in (".html", ".ipynb", ".csv")
+        )
+        failed = f"<strong>failed</strong>: {html.escape(outcome(sweep, cell))}"
+        line["notebook, curves"] = links if cell in tables else failed
+        again = html.escape(command(sweep, row))
+        line["by itself"] = f"<details><summary>command</summary><code>{again}</code></details>"
+        rows.append(line)
+    table = pd.DataFrame(rows).to_html(escape=False, index=False, border=0, justify="left")
+    return table.replace("<th>", '<th scope="col">')
+
+
+def _figure(sweep: Sweep, tables: Mapping[str, pd.DataFrame], name: str) -> str:
+    """One curve of all cells: a panel a value of the first parameter, a line a value of the rest.
+
+    Of a single parameter, a line a value.
+    """
+    panels: dict[str, dict] = {}
+    hues, last = {}, {}
+    for cell, row in sweep.cells.items():
+        if cell in tables and name in tables[cell]:
+            first, *rest = _labels(row)
+            line, panel = (", ".join(rest), first) if rest else (first, "")
+            curve = tables[cell][name].dropna()
+            label = textwrap.fill(f"{name}, {panel}" if panel else name, 36)
+            panels.setdefault(label, {})[line] = (curve.index, curve)
+            last[", ".join((first, *rest))] = curve.iloc[-1]
+            if len(row.get("behaviors") or []) == 1:
+                hues[line] = plots.colour(row["behaviors"][0])
+    several = len(set(hues.values())) == len({line for lines in panels.values() for line in lines})
+    figure = plots.lines(panels, "step", hues=hues if several else None, across=2)
+    low, high = zip(*(ax.get_ylim() for ax in figure.axes if ax.get_visible()), strict=True)
+    for ax in figure.axes:
+        ax.set_ylim(min(low), max(high))
+    picture = sweep.folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".svg")
+    with plt.rc_context({"svg.hashsalt": sweep.name}):
+        figure.savefig(picture, metadata={"Date": None}, bbox_inches="tight")
+    lowest, highest = min(last, key=last.get), max(last, key=last.get)
+    alt = (
+        f"{name} against step in {len(last)} cells of {len(panels)} panels. It ends lowest with "
+        f"{lowest}, at {last[lowest]:.3g}, and highest with {highest}, at {last[highest]:.3g}."
+    )
+    return FIGURE.format(
+        alt=html.escape(alt),
+        name=html.escape(name),
+        content=base64.b64encode(picture.read_bytes()).decode(),
+    )
+
+
+FIGURE = """<figure tabindex="0">
+<figcaption>{name}</figcaption>
+<img alt="{alt}" src="data:image/svg+xml;base64,{content}">
+</figure>
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sweep: {name}</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
+       max-width: 80rem; padding: 1rem; }}
+dl {{ display: grid; grid-template-columns: max-content auto; gap: 0 1rem; }}
+dd {{ margin: 0; overflow-wrap: anywhere; }}
+.wide, figure {{ overflow-x: auto; margin: 1rem 0; }}
+table {{ border-collapse: collapse; }}
+th, td {{ padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ccc; vertical-align: top; }}
+td {{ max-width: 22rem; overflow-wrap: break-word; }}
+img {{ width: 100%; min-width: 34rem; max-width: 60rem; }}
+figcaption {{ font-weight: bold; }}
+</style>
+</head>
+<body>
+<main>
+<h1>Sweep: {name}</h1>
+<dl>{facts}</dl>
+<h2>All runs</h2>
+<p>Of each curve the last value and, in brackets, the mean over the steps that were measured.</p>
+<div class="wide" role="region" aria-label="All runs" tabindex="0">
+{table}
+</div>
+<h2>Curves</h2>
+<p>The axes of a curve are the same in all its panels.</p>
+{figures}
+</main>
+</body>
+</html>
+"""
