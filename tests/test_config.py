@@ -45,7 +45,7 @@ VARIED = {
     "batch_size": 5,
     "sampling": "balanced",
     "seeds": 2,
-    "full_learning_rate": 1e-4,
+    "full_learning_rate": 2e-4,
     "full_batch_size": 8,
     "full_seeds": (1,),
     "dtype": "bfloat16",

@@ -427,13 +427,45 @@ def test_killed_in_the_middle(project, tmp_path, victim):
     assert whole.results() == project.results()
 
 
+SLURM = f"""#!{sys.executable}
+import os, pathlib, subprocess, sys
+
+name, jobs = pathlib.Path(sys.argv[0]).name, pathlib.Path(__file__).resolve().parent / "jobs"
+if name == "sbatch":
+    number = os.getpid()
+    (jobs / "asked").open("a").write(" ".join(sys.argv) + "\\n")
+    (jobs / str(number)).write_text("RUNNING")
+    wrapped = next(given for given in sys.argv if given.startswith("--wrap="))[7:]
+    ends = f"if ({{wrapped}}); then echo COMPLETED; else echo FAILED; fi"
+    script = f"({{ends}}) 2> /dev/null | tail -1 > {{jobs}}/n{{number}}"
+    script += f"; mv {{jobs}}/n{{number}} {{jobs}}/{{number}}"
+    subprocess.Popen(["bash", "-c", script], start_new_session=True, stdout=subprocess.DEVNULL)
+    print(number)
+elif name == "srun":
+    command = next(i for i, given in enumerate(sys.argv) if i and given[0] != "-")
+    os.execvp(sys.argv[command], sys.argv[command:])
+elif name == "sacct" and "--format=JobIdRaw,State" in sys.argv:
+    for job in jobs.glob("[0-9]*"):
+        print(f"{{job.name}}|{{job.read_text().strip()}}")
+else:
+    print("main*" if name == "sinfo" else "me")
+"""
+
+
 @pytest.mark.slow
-def test_a_cluster_profile_is_one_that_snakemake_takes(project):
-    """As far as it can be told without a cluster: SLURM is not asked in a dry run."""
+def test_on_a_cluster(project, tmp_path, monkeypatch):
+    """Through the profile and Snakemake's executor, with stand-ins for the commands of SLURM."""
     shutil.copytree(ROOT / "profiles", project.root / "profiles")
-    with project.start([0.1], "--workflow-profile", "profiles/slurm", "--dry-run") as started:
-        _, err = started.communicate(timeout=1800)
-    assert "rror" not in err.replace("error: beta-0.1: did not finish", ""), err
-    assert (project.out / "beta-0.1.json").exists() and project.log() == []
-    settings = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
-    assert "cell" in settings["set-resources"]
+    (tmp_path / "bin" / "jobs").mkdir(parents=True)
+    for name in ("sbatch", "srun", "sacct", "sacctmgr", "sinfo", "squeue", "scontrol", "scancel"):
+        (tmp_path / "bin" / name).write_text(SLURM)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    project.set(broken="0.1")
+    soon = ("--slurm-init-seconds-before-status-checks", "1", "--jobs", "1")
+    code, told = project.run([0.01, 0.1], "--workflow-profile", "profiles/slurm", *soon)
+    assert code == 1 and told[-1].startswith("error: beta-0.1: notebook"), told
+    assert (project.out / "beta-0.01.html").exists()
+    assert not (project.out / "beta-0.1.html").exists()
+    asked = (tmp_path / "bin" / "jobs" / "asked").read_text().splitlines()
+    assert len(asked) == 2 and all("--gpus=1" in line for line in asked)
