@@ -85,8 +85,8 @@ display(Markdown(records.header()))
 # %% tags=["hide-input"]
 rates = full_finetuning.rates(records, config.beta)
 if "scaled" in rates:
-    tried = full_finetuning.calibration_table(records)
-    display(tried.style.format(precision=3).hide(axis="index"))
+    tried = full_finetuning.calibration_table(records).set_index("η")
+    display(tried.astype(float).round(3))
 display(
     Markdown(
         f"Learning rates: {', '.join(f'{n} **{r:g}**' for n, r in rates.items())}."
@@ -271,7 +271,7 @@ for letter, pair in zip("ab", shared.PAIRS[config.tier], strict=True):
 plots.lines(found, "step", hues=pair_hues, across=2)
 
 # %% tags=["hide-input"]
-full_finetuning.pair_table(tier_records).style.hide(axis="index")
+full_finetuning.pair_table(tier_records).set_index(["pair", "η"])
 
 # %% [markdown]
 # In both pairs the more distinguishable behavior leads nearly all the time, so here as on the last layer distinguishability decides who comes first.
