@@ -174,6 +174,7 @@ th, td {{ padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ccc; vertical-
 td {{ max-width: 22rem; overflow-wrap: break-word; }}
 img {{ width: 100%; min-width: 34rem; max-width: 60rem; }}
 figcaption {{ font-weight: bold; }}
+summary {{ white-space: nowrap; }}
 </style>
 </head>
 <body>
