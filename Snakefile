@@ -66,11 +66,8 @@ rule hidden_states:
         "{PYTHON} -m dpo_helpers.experiments {TIER} hidden"
 
 
-def after(wildcards):
-    """What a chapter's runs rest on: both train the same models, which is not to be done twice."""
-    if wildcards.chapter != "06_distributional_changes":
-        return code("finetune", "policy", "responses") * (wildcards.chapter == "05_full_finetuning")
-    return f"{BUILD}/runs/05_full_finetuning.done"
+# Chapters that look at runs of another: what is trained there is not to be trained twice at once.
+AFTER = {"06_distributional_changes": f"{BUILD}/runs/05_full_finetuning.done"}
 
 
 rule runs:
@@ -78,9 +75,10 @@ rule runs:
         f"{BUILD}/hidden.done",
         code("geometry", "dpo", "last_layer", "runs"),
         code("synthetic", "paper", "theory", "mixture", "certificate"),
+        code("finetune", "policy", "responses"),
         code("experiments/__init__", "experiments/shared"),
         lambda wildcards: f"dpo_helpers/experiments/{wildcards.chapter[3:]}.py",
-        after,
+        lambda wildcards: AFTER.get(wildcards.chapter, []),
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),
     shell:

@@ -139,7 +139,7 @@ class Made:
     def __init__(self, monkeypatch, losses, distances=(1.0, 2.0, 3.0, 4.0, 5.0), factor=10.0):
         self.asked = []
         monkeypatch.setattr(full, "trained_run", self.run)
-        monkeypatch.setattr(full, "apart", lambda _, behaviors: np.array(distances))
+        monkeypatch.setattr(full, "distinguishability", lambda *_: np.array(distances))
         if factor:
             monkeypatch.setattr(full, "factor", lambda _: factor)
         self.losses = losses
@@ -173,6 +173,16 @@ def test_ranks_and_all_their_orders(n):
     assert p == pytest.approx(np.mean(np.array(all_of_them) >= rho - 1e-12))
     perfect = full.rank_test(np.arange(n), -np.arange(n))
     assert perfect == pytest.approx((1, 1 / np.prod(np.arange(1.0, n + 1))))
+
+
+def test_ranks_of_many_repeat():
+    """Beyond seven behaviors orders are drawn: always the same ones, for pages to repeat."""
+    distances, area = np.random.default_rng(1).normal(size=(2, 10))
+    first = full.rank_test(distances, area)
+    assert first == full.rank_test(distances, area)
+    assert first[1] == pytest.approx(
+        stats.spearmanr(distances, -area, alternative="greater")[1], abs=0.03
+    )
 
 
 def test_the_order_is_judged_at_the_worse_rate(monkeypatch):

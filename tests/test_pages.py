@@ -152,7 +152,7 @@ def test_a_page_in_the_browser(served, browser, tier, page):
 @needs_browser
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_fits_a_phone(served, browser, page):
-    browser.set_window_size(500, 900)
+    browser.set_window_size(400, 900)
     browser.get(f"{served['book']}/{page}.html")
     browser.execute_async_script(SETTLE)
     overflow = browser.execute_script(

@@ -16,7 +16,7 @@ from ..config import FIVE, TIERS, Config
 from ..geometry import geometry, plane, separable
 from ..hidden import hidden_states
 from ..runs import Records, Run, States
-from .shared import PAIRS, last_layer_run, measured
+from .shared import PAIRS, distinguishability, last_layer_run
 
 # The learning rates of Figures 6 and 17 to 19, by β; 1e-6 "due to large oscillations".
 PAPER_RATES = {0.001: 1e-5, 0.01: 1e-5, 0.1: 1e-5, 1.0: 1e-6}
@@ -262,11 +262,6 @@ def swept(records: Records) -> dict[str, np.ndarray]:
     return found
 
 
-def apart(records: Records, behaviors: Sequence[str]) -> np.ndarray:
-    """‖μ̂₊ − μ̂₋‖ of behaviors before training, (behaviors,)."""
-    return np.array([measured(records.states(b)).distinguishability for b in behaviors])
-
-
 def rank_test(distances: np.ndarray, area: np.ndarray) -> tuple[float, float]:
     """Spearman's correlation of distinguishability with the fall of the loss, and its p-value.
 
@@ -283,6 +278,7 @@ def rank_test(distances: np.ndarray, area: np.ndarray) -> tuple[float, float]:
         permutation_type="pairings",
         alternative="greater",
         n_resamples=9999,
+        rng=np.random.default_rng(0),
     )
     return float(found.statistic), float(found.pvalue)
 
@@ -317,7 +313,7 @@ def foretold_table(records: Records) -> pd.DataFrame:
     step = {name: x[: len(behaviors)] for name, x in first_step_run(records).arrays.items()}
     head = last_layer_run(records, "f3").arrays["loss"][: len(behaviors), 0, 0]
     predictors = {
-        "distinguishability": apart(records, behaviors),
+        "distinguishability": distinguishability(records, behaviors),
         "last layer alone, trained": -np.median(head.mean(1), 1),
         "gradient of all parameters": step["gradient"],
         "first step of all parameters": step["loss"][:, 0] - step["loss"][:, 1],
@@ -365,7 +361,7 @@ def held_out_order(records: Records, run: str) -> np.ndarray:
 
 def _order(records: Records, run: str, part: int) -> np.ndarray:
     beta = float(re.search(r"beta-([^-*]+)", run)[1])
-    distances = apart(records, MAIN[records.config.tier])
+    distances = distinguishability(records, MAIN[records.config.tier])
     found = [
         [rank_test(distances, area)[0] for area in areas(records, beta, rate, part).T]
         for rate in rates(records, beta).values()
@@ -382,7 +378,7 @@ def pair_table(records: Records) -> pd.DataFrame:
     """Of each pair and learning rate: how far apart, and which of the two leads."""
     rows = []
     for letter, pair in zip("ab", PAIRS[records.config.tier], strict=True):
-        first, second = apart(records, pair)
+        first, second = distinguishability(records, pair)
         for rate in rates(records, 0.01).values():
             one, other = pair_losses(records, pair, rate)
             ahead = (1 if second > first else -1) * (one - other)[1:] > 0
@@ -401,7 +397,7 @@ def pair_table(records: Records) -> pd.DataFrame:
 def pair_lead(records: Records, run: str) -> np.ndarray:
     """Share of steps at which the more distinguishable has the lower test loss, worse rate."""
     pair = PAIRS[records.config.tier][0]
-    first, second = apart(records, pair)
+    first, second = distinguishability(records, pair)
     ahead = 1 if second > first else -1
     found = []
     for rate in rates(records, 0.01).values():

@@ -1,6 +1,7 @@
 """What the chapters share: measured states, the learning rate, runs of the last layer."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,11 +33,10 @@ def measured(states: States) -> Geometry:
     return geometry(states.g, states.labels)
 
 
-def distinguishability(records: Records) -> np.ndarray:
-    """‖μ̂₊ − μ̂₋‖ of the configuration's behaviors."""
-    return np.array(
-        [measured(records.states(b)).distinguishability for b in records.config.behaviors]
-    )
+def distinguishability(records: Records, behaviors: Sequence[str] | None = None) -> np.ndarray:
+    """‖μ̂₊ − μ̂₋‖ of ``behaviors``, or of the configuration's, before training: (behaviors,)."""
+    behaviors = records.config.behaviors if behaviors is None else behaviors
+    return np.array([measured(records.states(b)).distinguishability for b in behaviors])
 
 
 def learning_rate(records: Records) -> float:
