@@ -59,6 +59,7 @@ def test_three_runs_on_flipped_labels(records, by_hand, home):
         model = models.load("tiny-llama", "cpu")
         model.network.load_state_dict(starts[start])
         before = model.unembedding_rows()
+        weights = torch.nn.utils.parameters_to_vector(model.network.parameters()).clone()
         out = home / f"arm-{arm}"
         curves = finetune.train(
             model, flipped[0], settings, out, flipped[1], of[reference], progress=False
@@ -68,6 +69,9 @@ def test_three_runs_on_flipped_labels(records, by_hand, home):
             assert np.allclose(found[name][arm], want, rtol=1e-5, equal_nan=True), (name, arm)
         moved = (model.unembedding_rows() - before).diff(dim=0).norm()
         assert found["boundary"][arm, -1] == pytest.approx(moved.item(), rel=1e-4)
+        after = torch.nn.utils.parameters_to_vector(model.network.parameters())
+        want = (after - weights).norm().item()
+        assert found["moved"][arm, [0, -1]] == pytest.approx([0, want], rel=1e-4)
     assert found["loss"][:2, 1, 0] == pytest.approx([np.log(2)] * 2), "their own reference"
     assert found["loss"][2, 1, 0] != pytest.approx(np.log(2), abs=1e-4)
     assert np.array_equal(found["gap"][1, 1, :1], found["gap"][2, 1, :1]), "the same model"

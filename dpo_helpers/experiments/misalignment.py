@@ -2,13 +2,14 @@
 
 import copy
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
+import torch
 
 from .. import data, finetune, last_layer, models, responses, theory
 from ..certificate import certificate
@@ -72,14 +73,19 @@ class _Attack:
         one, other = self.flipped
         return tuple(finetune.reference_gaps(self.model, p, self.settings) for p in (one, other))
 
-    def looking(self, look: int) -> Callable[[], dict[str, float]]:
-        """To watch: ‖W_B(t) − W_B(0)‖, and at every ``look``-th call ‖μ̂₊ − μ̂₋‖ held out."""
-        start, step = self._boundary(), iter(range(1 << 30))
+    def looking(self, start: str, look: int) -> Callable[[], dict[str, float]]:
+        """To watch: ‖θ(t) − θ(0)‖, ‖W_B(t) − W_B(0)‖, every ``look``-th time ‖μ̂₊ − μ̂₋‖ held out."""
+        weights, boundary, step = self.weights[start], self._boundary(), itertools.count()
         rows = ~self.states.train
         prompts = [prompt for prompt, out in zip(self.prompts, rows, strict=True) if out]
 
         def watch() -> dict[str, float]:
-            found = {"boundary": float(np.linalg.norm(self._boundary() - start))}
+            named = self.model.network.named_parameters()
+            moved = [torch.linalg.vector_norm(w.detach() - weights[name]) for name, w in named]
+            found = {
+                "moved": float(torch.stack(moved).norm()),
+                "boundary": float(np.linalg.norm(self._boundary() - boundary)),
+            }
             if next(step) % look == 0:
                 g = hidden_states(self.model, prompts)
                 found["apart"] = geometry(g, self.states.labels[rows]).distinguishability
@@ -99,7 +105,7 @@ def flipped_run(records: Records, behavior: str, rate: float, seed: int) -> Run:
     ``ARMS`` and steps t = 0 … T:
 
     loss, margin, gap, accuracy   (arms, 2, T + 1) of the flipped pairs, as in ``finetune.Curves``
-    boundary                      (arms, T + 1) ‖W_B(t) − W_B(0)‖
+    moved, boundary               (arms, T + 1) ‖θ(t) − θ(0)‖ of all parameters, ‖W_B(t) − W_B(0)‖
     apart                         (arms, T + 1) ‖μ̂₊ − μ̂₋‖ of the held-out statements, NaN where
                                   it was not looked at
     head                          (2, STEPS + 1) training loss of the last layer alone on flipped
@@ -119,7 +125,9 @@ def flipped_run(records: Records, behavior: str, rate: float, seed: int) -> Run:
             attack.begin(start)
             learned, held_out = attack.flipped
             how = dict(
-                held_out=held_out, reference=of[reference], watch=attack.looking(LOOK[config.tier])
+                held_out=held_out,
+                reference=of[reference],
+                watch=attack.looking(start, LOOK[config.tier]),
             )
             curves = attack.train(learned, settings, **how)
             for name in ("loss", "margin", "gap", "accuracy"):
@@ -262,7 +270,9 @@ def _flipped_runs(records: Records, first: bool) -> list[Run]:
     for name, rate in reversed(full_finetuning.rates(records, records.config.beta).items()):
         seeds = seeds_at(records, name)
         seeds = seeds[:1] if first else seeds[1:]
-        found += [flipped_run(records, b, rate, s) for s, b in product(seeds, everyone(records))]
+        found += [
+            flipped_run(records, b, rate, s) for s, b in itertools.product(seeds, everyone(records))
+        ]
     return found
 
 
