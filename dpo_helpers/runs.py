@@ -26,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from . import data, models
 from .config import Config, is_default
@@ -138,9 +139,10 @@ class Records:
                         f"run {name}: not recorded as asked for, and {' and '.join(missing)} not "
                         f"at hand to make it{remedy}"
                     )
-                start = time.monotonic()
-                arrays = make()
-                seconds = time.monotonic() - start
+                with _alone(key):
+                    start = time.monotonic()
+                    arrays = make()
+                    seconds = time.monotonic() - start
             except InputError as problem:
                 if not record or "settings" in differs:
                     raise
@@ -277,6 +279,18 @@ class Records:
         if stale:
             parts.append("**stale**: " + "; ".join(stale))
         return "*Provenance:* " + " · ".join(parts)
+
+
+def _alone(key: Mapping[str, object]) -> FileLock:
+    """Held while a run is made: two at once would write into one folder of checkpoints."""
+    folder = models.cache_dir() / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}); set DPO_CACHE_DIR to another folder"
+        ) from None
+    return FileLock(folder / f"{_digest(key)[:16]}.lock")
 
 
 def code_hash(names: tuple[str, ...]) -> str:

@@ -323,7 +323,7 @@ tests = {n: full_finetuning.rank_test(v, -fall) for n, v in predictors.items()}
 share = step["head"] ** 2 / step["gradient"] ** 2
 display(
     pd.DataFrame(tests, index=["rank correlation with the fall", "p"]).T.round(
-        3
+        4
     ),
     Markdown(
         f"Of ‖∇L‖² the rows of Yes and No hold **{share.min():.2%}** to **{share.max():.2%}**. "

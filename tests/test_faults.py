@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -749,6 +750,40 @@ def test_a_run_that_fails_records_nothing(tmp_path, fault):
     assert contents(tmp_path) == before
 
 
+def test_a_run_is_made_by_one_at_a_time(tmp_path, monkeypatch):
+    """Stores of several processes (threads here): the same run waits, another one does not."""
+    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
+    inside, most, both = [], [], threading.Barrier(2, timeout=60)
+
+    def alone():
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return ones()
+
+    def together():
+        both.wait()
+        return ones()
+
+    def made_by_two(make, *changes):
+        with ThreadPoolExecutor(2) as pool:
+            asked = [
+                pool.submit(ask, store(tmp_path / f"{make.__name__}-{number}"), make, **change)
+                for number, change in enumerate(changes)
+            ]
+            return [run.result().arrays["x"].tolist() for run in asked]
+
+    assert made_by_two(alone, {}, {}) == [[1, 1, 1]] * 2 and most == [1, 1]
+    assert made_by_two(together, {}, CHANGED["settings"]) == [[1, 1, 1]] * 2
+
+
+def test_a_cache_that_cannot_hold_the_lock_of_a_run(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    line(lambda: ask(store(tmp_path / "runs"), ones), str(tmp_path / "file"), "DPO_CACHE_DIR")
+
+
 def test_states_are_replayed_when_the_data_went_away(persona, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     made = store(tmp_path / "store", data="anthropic").states("files-taxes")
@@ -882,6 +917,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 WRITER = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from dpo_helpers import runs
@@ -915,6 +951,7 @@ def test_a_killed_run_leaves_a_whole_record(tmp_path):
 
 KILLED = """
 import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from dpo_helpers import runs

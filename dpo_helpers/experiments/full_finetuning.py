@@ -251,7 +251,10 @@ def swept(records: Records) -> dict[str, np.ndarray]:
     for (rate_name, rate), behavior in product(
         rates(records, config.beta).items(), config.behaviors
     ):
-        told = [behavior] * (len(config.behaviors) > 1) + [rate_name] * (rate_name != "given")
+        told = [behavior] * (len(config.behaviors) > 1)
+        told += [{"paper": "paper's rate", "scaled": "scaled rate"}[rate_name]] * (
+            rate_name != "given"
+        )
         for what, array, part in (
             ("training loss", "loss", 0),
             ("held-out loss", "loss", 1),

@@ -9,17 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from .. import data, finetune, last_layer, models, responses, theory
 from ..certificate import certificate
 from ..geometry import geometry
 from ..hidden import hidden_states
+from ..plots import short
 from ..runs import Records, Run
 from . import full_finetuning
 
 # Start and reference of the three runs on flipped labels.
 ARMS = (("base", "base"), ("aligned", "aligned"), ("aligned", "base"))
+LABELS = ("base", "aligned", "aligned, base reference")
 # Every so many steps the hidden states of the held-out statements are looked at.
 LOOK = {"smoke": 1, "book": 7, "paper": 7}
 STEPS = 100
@@ -248,6 +251,68 @@ def lead(losses: np.ndarray) -> np.ndarray:
     ``losses`` (…, arms, T + 1), each arm's reference being the model it starts from.
     """
     return np.nanmean(losses[..., 0, :] - losses[..., 1, :], -1)
+
+
+def lead_table(records: Records) -> pd.DataFrame:
+    """``lead`` of each behavior at each learning rate: the median over seeds, and the range."""
+    table = {}
+    for name, rate in full_finetuning.rates(records, records.config.beta).items():
+        losses = flipped(records, everyone(records), name, "loss")
+        for part, what in enumerate(("training", "held-out")):
+            table[what, f"η = {rate:g}"] = [
+                f"{np.median(row):.3f} ({row.min():.3f} … {row.max():.3f})"
+                for row in lead(losses[:, :, :, part])
+            ]
+    return pd.DataFrame(table, index=[short(b) for b in everyone(records)])
+
+
+def turned_table(records: Records, name: str) -> pd.DataFrame:
+    """Of each behavior and arm, medians over seeds: the mean held-out gap of the flipped labels at
+    the end, and the first step at which half of the answers or more are the flipped ones.
+    """
+    gap, right = (
+        np.median(flipped(records, everyone(records), name, what)[:, :, :, 1], 1)
+        for what in ("gap", "accuracy")
+    )
+    table = {}
+    for arm, label in enumerate(LABELS):
+        table["gap at the end", label] = gap[:, arm, -1].round(1)
+        table["half flipped at step", label] = [
+            str((row >= 0.5).argmax()) if (row >= 0.5).any() else "never" for row in right[:, arm]
+        ]
+    return pd.DataFrame(table, index=[short(b) for b in everyone(records)])
+
+
+def foretold_table(records: Records, name: str) -> pd.DataFrame:
+    """What the last layer foretells of each behavior, with the first seed, and what came of it.
+
+    The share of steps at which the certificate proves the lower loss for the aligned model, and the
+    mean lead of the last layer alone and of all parameters.
+    """
+    certified, head = (
+        flipped(records, everyone(records), name, what)[:, 0] for what in ("certified", "head")
+    )
+    measured = lead(flipped(records, everyone(records), name, "loss")[:, :, :, 0])
+    columns = {
+        "proven faster, share of steps": (certified[:, 1, 1] < certified[:, 0, 0])[:, 1:].mean(1),
+        "lead, last layer": (head[:, 0] - head[:, 1]).mean(1),
+        "lead, all parameters": np.median(measured, 1),
+    }
+    return pd.DataFrame(columns, index=[short(b) for b in everyone(records)])
+
+
+def undone_table(records: Records, rate: float) -> pd.DataFrame:
+    """Of each behavior: the held-out gap before and after alignment, and what brings it back."""
+    rows = {}
+    for behavior in everyone(records):
+        found = undone_run(records, behavior, rate, 0).arrays
+        enough = found["pairs"][found["gap"] <= found["base"][0]]
+        rows[short(behavior)] = {
+            "gap, base model": f"{found['base'][0]:.2f}",
+            "gap, aligned": f"{found['gap'][0]:.2f}",
+            "flipped examples that bring it back": f"{enough[0]:.0f}" if len(enough) else "none",
+        }
+    return pd.DataFrame(rows).transpose()
 
 
 def aligned_lead(records: Records, run: str) -> np.ndarray:
