@@ -24,6 +24,8 @@ from dpo_helpers.experiments import hh_rlhf
 MODEL = "smollm2-135m"
 BATCH = 32
 WAYS = ("tree", "tree, bf16 weights", "padded", "TRL precomputed", "TRL")
+# Of LoRA such that a few steps move the loss, and losses can be compared.
+RATES = {False: 1e-5, True: 1e-3}
 LORA = ("LoRA tree", "LoRA TRL precomputed", "LoRA TRL")
 
 
@@ -53,7 +55,9 @@ def tree(precision: str, adapter: bool = False) -> Iterator[float]:
     else:
         pairs = responses.statements(model, [batch()[0]]).take(range(BATCH))
     loss = math.nan
-    settings = finetune.Settings(precision=precision, batch_size=BATCH)
+    settings = finetune.Settings(
+        precision=precision, batch_size=BATCH, learning_rate=RATES[adapter]
+    )
     with tempfile.TemporaryDirectory() as out:
         run = finetune._Run(model, pairs, None, settings, Path(out))
         while True:
@@ -139,7 +143,7 @@ def trl(precompute: bool, adapter: bool = False) -> None:
             output_dir=out,
             per_device_train_batch_size=BATCH,
             max_steps=10**6,
-            learning_rate=1e-5,
+            learning_rate=RATES[adapter],
             lr_scheduler_type="constant",
             beta=0.01,
             precompute_ref_log_probs=precompute,
