@@ -5,16 +5,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dpo_helpers import dpo, last_layer, memory, models, responses, synthetic, theory
+from dpo_helpers import dpo, last_layer, lora, memory, models, responses, synthetic, theory
 from dpo_helpers.certificate import certificate
 from dpo_helpers.config import TIERS
 from dpo_helpers.data import at_hand, load_behavior
+from dpo_helpers.experiments import hh_rlhf
 from dpo_helpers.hidden import hidden_states
 from dpo_helpers.runs import replace
 from dpo_helpers.tree import pack
@@ -169,10 +170,15 @@ def certificates() -> list[dict]:
     return [row("certificate, 2,000 steps", taken, "gradient descent, measured", peer, note)]
 
 
-def finetune() -> list[dict]:
-    """A step of all parameters: token tree, padded, and TRL, each in a process of its own."""
-    device = models.resolve_device("auto")
-    rates = [matrix_rate(device)]
+def race(
+    ways: Sequence[str], rates: list[float], device: str
+) -> tuple[dict[str, float], dict[str, int], dict[str, list[float]]]:
+    """Median seconds of a step, peak memory, and the losses of all steps, of each way.
+
+    Each way is a process of its own, and they take turns; ``rates`` gathers what ``matrix_rate``
+    of the device is meanwhile.
+    """
+    rates.append(matrix_rate(device))
     workers = {
         way: subprocess.Popen(
             [sys.executable, "-m", "benchmarks.steps", way],
@@ -181,14 +187,17 @@ def finetune() -> list[dict]:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        for way in steps.WAYS
+        for way in ways
     }
+    losses: dict[str, list[float]] = {way: [] for way in ways}
 
     def step(way: str) -> tuple[float, int]:
         worker = workers[way]
         worker.stdin.write("\n")
         worker.stdin.flush()
-        return json.loads(worker.stdout.readline())
+        seconds, peak, loss = json.loads(worker.stdout.readline())
+        losses[way].append(loss)
+        return seconds, peak
 
     for way in workers:
         step(way)  # the first allocates
@@ -203,7 +212,14 @@ def finetune() -> list[dict]:
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
-    taken = {way: statistics.median(found) for way, found in times.items()}
+    return {way: statistics.median(found) for way, found in times.items()}, peaks, losses
+
+
+def finetune() -> list[dict]:
+    """A step of all parameters: token tree, padded, and TRL, each in a process of its own."""
+    device = models.resolve_device("auto")
+    rates: list[float] = []
+    taken, peaks, _ = race(steps.WAYS, rates, device)
 
     model = models.load(MODEL, "cpu")
     behavior, source = steps.batch()
@@ -238,6 +254,37 @@ def finetune() -> list[dict]:
     ]
 
 
+def adapters() -> list[dict]:
+    """A step with LoRA on dialogues: token tree, and TRL with peft; no dropout, the same A."""
+    device = models.resolve_device("auto")
+    ours, *others = steps.LORA
+    taken, peaks, losses = race(steps.LORA, [], device)
+    model = models.load(steps.MODEL, "cpu")
+    rows, source = steps.dialogues(model)
+    pairs = responses.texts(model, rows)
+    whole = 2 * len(pairs) * hh_rlhf.lengths(model, rows).max()
+    note = (
+        f"{len(pairs)} pairs of {source}, r = {lora.RANK} on {' and '.join(lora.MATRICES)}, bf16 "
+        f"autocast, {device}, {torch.get_num_threads()} threads; {len(pairs.tree().tokens)} tokens "
+        f"in the tree, {whole} in the padded batch; loss_off: the largest relative difference of "
+        f"the losses of {ROUNDS + 1} steps, in which ours moved by {np.ptp(losses[ours]):.4f}"
+    )
+    return [
+        row(
+            "DPO step, LoRA",
+            taken[ours],
+            way,
+            taken[way],
+            note,
+            ours_gb=round(peaks[ours] / 1e9, 2),
+            peer_gb=round(peaks[way] / 1e9, 2),
+            loss_off=float(f"{off:.1e}"),
+        )
+        for way in others
+        for off in [np.abs(np.divide(losses[ours], losses[way]) - 1).max()]
+    ]
+
+
 def row(name: str, ours: float, peer_name: str, peer: float, note: str, **more: float) -> dict:
     """One measurement, printed as it comes."""
     found = {
@@ -258,9 +305,10 @@ PARTS = {
     "hidden": hidden,
     "certificate": certificates,
     "finetune": finetune,
+    "lora": adapters,
 }
 
-if __name__ == "__main__":  # python -m benchmarks [training] [hidden] [certificate] [finetune]
+if __name__ == "__main__":  # python -m benchmarks [training] [hidden] …
     latest = Path(__file__).parent / "latest.json"
     rows = json.loads(latest.read_text()) if latest.exists() else []
     for part in sys.argv[1:] or PARTS:

@@ -1,10 +1,12 @@
 """One way of making optimizer steps, in a process of its own: `python -m benchmarks.steps WAY`.
 
 Each line on standard input asks for one step on the same batch of 32 Persona
-statements; each answer is a line of JSON: seconds, peak memory in bytes so far.
+statements, with LoRA of 32 pairs of dialogues; each answer is a line of JSON: seconds, peak memory
+in bytes so far, the batch's loss where the way tells it.
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -15,11 +17,16 @@ from pathlib import Path
 
 import torch
 
-from dpo_helpers import data, dpo, finetune, models, responses
+from dpo_helpers import data, dpo, finetune, lora, models, responses
+from dpo_helpers.config import configure
+from dpo_helpers.experiments import hh_rlhf
 
 MODEL = "smollm2-135m"
 BATCH = 32
 WAYS = ("tree", "tree, bf16 weights", "padded", "TRL precomputed", "TRL")
+# Of LoRA such that a few steps move the loss, and losses can be compared.
+RATES = {False: 1e-5, True: 1e-3}
+LORA = ("LoRA tree", "LoRA TRL precomputed", "LoRA TRL")
 
 
 def batch() -> tuple[data.Behavior, str]:
@@ -29,20 +36,37 @@ def batch() -> tuple[data.Behavior, str]:
     return data.load_behavior("keeps-promises"), "embedded sample"
 
 
-def tree(precision: str) -> Iterator[None]:
-    """Ours: each step is resumed at a ``yield``, and ends at the next."""
+def dialogues(model: models.Model) -> tuple[list[dict[str, str]], str]:
+    """The first pairs of chapter 8: harmless-base where at hand, else those of the sample."""
+    here = hh_rlhf.at_hand(configure({"tier": "book"}))
+    where = "anthropic" if here else "sample"
+    rows = list(data.load_pairs(where, hh_rlhf.SUBSET))
+    if where == "sample":
+        return rows[:BATCH], "the embedded sample"
+    short = hh_rlhf.lengths(model, rows).max(1) <= hh_rlhf.LENGTH["book"]
+    return [row for row, fits in zip(rows, short, strict=True) if fits][:BATCH], hh_rlhf.SUBSET
+
+
+def tree(precision: str, adapter: bool = False) -> Iterator[float]:
+    """Ours: each step is resumed at a ``yield`` of the loss before, and ends at the next."""
     model = models.load(MODEL)
-    pairs = responses.statements(model, [batch()[0]]).take(range(BATCH))
-    settings = finetune.Settings(precision=precision, batch_size=BATCH)
+    if adapter:
+        pairs = responses.texts(lora.add(model, 0, dropout=0.0), dialogues(model)[0])
+    else:
+        pairs = responses.statements(model, [batch()[0]]).take(range(BATCH))
+    loss = math.nan
+    settings = finetune.Settings(
+        precision=precision, batch_size=BATCH, learning_rate=RATES[adapter]
+    )
     with tempfile.TemporaryDirectory() as out:
         run = finetune._Run(model, pairs, None, settings, Path(out))
         while True:
-            yield
-            run._gradient(0)
+            yield loss
+            (loss,) = run._gradient(0)["train"]["loss"]
             run._update(0)
 
 
-def padded() -> Iterator[None]:
+def padded() -> Iterator[float]:
     """The same by hand: prompts padded on the right, margin of Yes against No, reference known."""
     model = models.load(MODEL)
     network = model.network
@@ -65,41 +89,61 @@ def padded() -> Iterator[None]:
     with torch.autocast(network.device.type, torch.bfloat16):
         with torch.no_grad():
             reference = gaps()
+        loss = torch.tensor(math.nan)
         while True:
-            yield
-            dpo.loss(0.01 * (gaps() - reference)).mean().backward()
+            yield loss.item()
+            loss = dpo.loss(0.01 * (gaps() - reference)).mean()
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
 
-def trl(precompute: bool) -> None:
+def trl(precompute: bool, adapter: bool = False) -> None:
     """TRL's trainer with its defaults (bf16), the reference in each step or once before."""
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     model = models.load(MODEL)
-    behavior, _ = batch()
-    answers = [("Yes", "No") if label > 0 else ("No", "Yes") for label in behavior.labels]
-    rows = [
-        {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        for prompt, (chosen, rejected) in zip(behavior.prompts(), answers, strict=True)
-    ]
+    peft = None
+    if adapter:
+        rows, _ = dialogues(model)
+        peft = LoraConfig(
+            r=lora.RANK,
+            lora_alpha=lora.ALPHA,
+            target_modules=list(lora.MATRICES),
+            task_type="CAUSAL_LM",
+        )
+    else:
+        behavior, _ = batch()
+        answers = [("Yes", "No") if label > 0 else ("No", "Yes") for label in behavior.labels]
+        rows = [
+            {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            for prompt, (chosen, rejected) in zip(behavior.prompts(), answers, strict=True)
+        ]
+    losses = []
+
+    class Trainer(DPOTrainer):
+        def compute_loss(self, *arguments: object, **named: object) -> torch.Tensor:
+            loss = super().compute_loss(*arguments, **named)
+            losses.append(loss.item())
+            return loss
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *_: object, **__: object) -> None:
             wait()
 
         def on_step_end(self, *_: object, **__: object) -> None:
-            answer()
+            answer(losses[-1])
 
     with tempfile.TemporaryDirectory() as out:
         settings = DPOConfig(
             output_dir=out,
             per_device_train_batch_size=BATCH,
             max_steps=10**6,
-            learning_rate=1e-5,
+            learning_rate=RATES[adapter],
             lr_scheduler_type="constant",
             beta=0.01,
             precompute_ref_log_probs=precompute,
@@ -108,13 +152,20 @@ def trl(precompute: bool) -> None:
             save_strategy="no",
             disable_tqdm=True,
         )
-        DPOTrainer(
+        trainer = Trainer(
             model.network,
             args=settings,
             train_dataset=Dataset.from_list(rows[:BATCH]),
             processing_class=model.tokenizer,
             callbacks=[Turns()],
-        ).train()
+            peft_config=peft,
+        )
+        if adapter:  # begins at the same A
+            own = dict(trainer.model.named_parameters())
+            for name, weight in lora.add(models.load(MODEL), 0).network.named_parameters():
+                if weight.requires_grad:
+                    own[f"base_model.model.{name}"].data.copy_(weight)
+        trainer.train()
 
 
 def wait() -> None:
@@ -125,22 +176,24 @@ def wait() -> None:
     began = time.perf_counter()
 
 
-def answer() -> None:
+def answer(loss: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated()
-    print(json.dumps([time.perf_counter() - began, peak]), file=answers, flush=True)
+    print(json.dumps([time.perf_counter() - began, peak, loss]), file=answers, flush=True)
 
 
 if __name__ == "__main__":
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like
     way = sys.argv[1]
-    if way.startswith("TRL"):
-        trl(precompute=way != "TRL")
-    steps = padded() if way == "padded" else tree("bfloat16" if "bf16" in way else "autocast")
+    adapter = way.startswith("LoRA")
+    if "TRL" in way:
+        trl("precomputed" in way, adapter)
+    steps = (
+        padded() if way == "padded" else tree("bfloat16" if "bf16" in way else "autocast", adapter)
+    )
     next(steps)
     while True:
         wait()
-        next(steps)
-        answer()
+        answer(next(steps))

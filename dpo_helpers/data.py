@@ -149,10 +149,13 @@ def source(data: str) -> str:
     return _describe(data)
 
 
-def at_hand(data: str) -> bool:
-    """Whether ``data`` can be read here without asking the network."""
-    where = _locate("persona", data)
-    return where is not None and (where / "persona").is_dir()
+def at_hand(data: str, kind: str = "persona") -> bool:
+    """Whether ``data`` of a ``kind`` ("persona", "hh-rlhf") can be read without the network.
+
+    Raises InputError for a folder that does not hold it.
+    """
+    where = _locate(kind, data)
+    return where is not None and (where / kind).is_dir()
 
 
 def _describe(data: str) -> str:

@@ -162,6 +162,20 @@ def gaps(network: "torch.nn.Module", pairs: Pairs) -> "torch.Tensor":
     return total
 
 
+def log_probabilities(network: "torch.nn.Module", pairs: Pairs) -> "torch.Tensor":
+    """log π(y_w|x) and log π(y_l|x) of each pair, (n, 2) float32, from one pass over one tree.
+
+    Each is the gap to a response of no tokens, which has log-probability 0.
+    """
+    single = Pairs(
+        prompts=pairs.prompts * 2,
+        chosen=pairs.chosen + pairs.rejected,
+        rejected=((),) * (2 * len(pairs)),
+        group=np.tile(pairs.group, 2),
+    )
+    return gaps(network, single).view(2, -1).T
+
+
 def _terms(
     tree: Tree, pairs: Pairs
 ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int]]]:
