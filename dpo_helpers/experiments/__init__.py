@@ -14,8 +14,10 @@ from . import (
     distributional_changes,
     full_finetuning,
     learning_guarantees,
+    misalignment,
     priorities,
     rate_of_change,
+    second_llm,
     setup,
 )
 from .shared import PAIRS
@@ -28,6 +30,8 @@ _MODULES = {
     "04_learning_guarantees": learning_guarantees,
     "05_full_finetuning": full_finetuning,
     "06_distributional_changes": distributional_changes,
+    "07_misalignment": misalignment,
+    "09_mistral": second_llm,
 }
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
