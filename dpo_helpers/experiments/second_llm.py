@@ -215,14 +215,13 @@ def agreement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     The interval is the bootstrap's: behaviors drawn with replacement, quantiles.
     """
 
-    def correlation(x: np.ndarray, y: np.ndarray) -> float:
-        return stats.spearmanr(x, y).statistic
+    def correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        return stats.spearmanrho(x, y, axis=axis).statistic
 
     drawn = stats.bootstrap(
         (one, other),
         correlation,
         paired=True,
-        vectorized=False,
         n_resamples=2000,
         method="percentile",
         rng=np.random.default_rng(0),
