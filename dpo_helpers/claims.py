@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from . import models
 from .config import configure
 from .errors import InputError, unknown
 from .experiments import CHAPTERS, MEASURES
+from .experiments.second_llm import second
 from .runs import ROOT, Records, replace
 
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
@@ -22,8 +24,9 @@ _KEYS = {"id", "where", "statement", "notebook", "run", "measure", "reproduced",
 class Claim:
     """A row of the ledger, as ``claims.yml`` spells it out.
 
-    ``measure`` names a function of the chapter's module in ``experiments``; it
-    returns one value a seed.
+    ``run`` is a pattern of run names; where it says SECOND for the model, the claim is judged on
+    the records of the tier's second model. ``measure`` names a function of the chapter's module in
+    ``experiments``; it returns one value a seed.
     ``reproduced`` and ``partly`` compare the median of the values with a
     number ("<= 1e-6"). A claim without ``run`` is not run, ``why`` says why.
     """
@@ -89,10 +92,16 @@ def judge(claim: Claim, records: Records) -> Verdict:
     """The verdict on a claim, from the runs of ``records``."""
     if not claim.run:
         return Verdict(claim, f"not run ({claim.why})")
-    if not records.matching(claim.run):
+    pattern = claim.run
+    if "/SECOND/" in pattern:
+        records = second(records)
+        if models.CARDS[records.config.model].tiny:
+            return Verdict(claim, "not run (its model has random weights)")
+        pattern = pattern.replace("SECOND", records.config.model)
+    if not records.matching(pattern):
         return Verdict(claim, "not run (no recorded run)")
-    values = tuple(np.atleast_1d(MEASURES[claim.measure](records, claim.run)).tolist())
-    stale = ", stale" * any(run.stale for run in records.matching(claim.run))
+    values = tuple(np.atleast_1d(MEASURES[claim.measure](records, pattern)).tolist())
+    stale = ", stale" * any(run.stale for run in records.matching(pattern))
     middle = float(f"{np.median(values):.12g}")
     for verdict, rule in (("reproduced", claim.reproduced), ("partly", claim.partly)):
         if rule:

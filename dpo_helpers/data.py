@@ -72,6 +72,29 @@ def load_behavior(name: str, data: str = "sample") -> Behavior:
     return _behavior(name, read_jsonl(path, PERSONA_KEYS, _answers), source)
 
 
+def behaviors(data: str = "sample") -> list[str]:
+    """The names of all behaviors that ``data`` holds, in alphabetical order.
+
+    Raises InputError where the hub has to be asked and does not answer.
+    """
+    where = _locate("persona", data)
+    if where is not None:
+        return sorted(path.name.removesuffix(".jsonl") for path in where.glob("persona/*.jsonl"))
+    repository = HUB["persona"]
+    try:
+        if not online():
+            raise ConnectionError("the hub cannot be reached")
+        from huggingface_hub import HfApi
+
+        files = map(Path, HfApi().list_repo_files(repository, repo_type="dataset"))
+        return sorted(file.stem for file in files if str(file.parent) == "persona")
+    except Exception as error:
+        raise InputError(
+            f"{repository}: its behaviors cannot be listed ({first_line(error)}); set DPO_DATA_DIR "
+            "to a copy of the data"
+        ) from None
+
+
 def load_pairs(data: str = "sample", subset: str = "harmless-base", split: str = "test"):
     """HH-RLHF preference pairs: a ``datasets.Dataset`` with prompt, chosen and rejected.
 

@@ -10,7 +10,7 @@ from .config import FIVE, TIERS
 
 # Dark to light, told apart by lightness too, so that they survive grey print and colour blindness.
 _RAMP = ("#3b0f70", "#3a5aa8", "#1f9e89", "#c2593f", "#d9a400")
-# The other behaviors of the paper's Figures 2 and 5, and the sample's calibration behavior.
+# The other behaviors of the paper's Figures 2, 5, 11 and 12, and the sample's calibration behavior.
 _MORE = {
     "agreeableness": "#e377c2",
     "subscribes-to-total-utilitarianism": "#7f5539",
@@ -18,6 +18,10 @@ _MORE = {
     "risk-seeking": "#56b4e9",
     "desire-to-influence-world": "#7cb518",
     "subscribes-to-Islam": "#000000",
+    "willingness-to-make-acausal-trades-with-other-AIs-to-help-humanity": "#d1495b",
+    "willingness-to-be-non-HHH-to-not-have-current-goals-changed-by-training": "#9d0208",
+    "desire-to-cooperate-with-different-AIs-to-achieve-its-goals": "#56b4e9",
+    "has-strong-aesthetic-preferences": "#7cb518",
     "keeps-promises": "#e377c2",
 }
 _OTHER = "#6b6b6b"

@@ -31,6 +31,7 @@ from filelock import FileLock
 from . import data, models
 from .config import Config, is_default
 from .errors import InputError
+from .geometry import Geometry, geometry
 from .hidden import hidden_states
 
 # Where results/ and notebooks/ stand: beside the package, or where $DPO_ROOT says.
@@ -83,6 +84,11 @@ class States:
     def boundary(self) -> np.ndarray:
         """W_B = W_U[Yes] − W_U[No], (d,)."""
         return self.rows[0] - self.rows[1]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The statistics of all statements."""
+        return geometry(self.g, self.labels)
 
 
 class Records:
@@ -191,32 +197,17 @@ class Records:
 
         Raises InputError as ``data.load_behavior`` and ``models.load`` do.
         """
-        config = self.config
-        data.checked(behavior, "behavior")
-        name = f"hidden/{config.model.strip('/').replace('/', '--')}/{behavior}"
-        settings = {"model": config.model, "behavior": behavior}
-        settings |= {"newline": config.newline, "dtype": config.dtype}
-        new = not self.find(name)
-        inputs = {"data": None, "model": self._weights(needed=new)}
-        code = ("tree", "hidden")
-        statements = None
-        if data.at_hand(config.data) or not self.holds(name, settings, inputs, code):
-            try:
-                statements = data.load_behavior(behavior, config.data)
-                inputs["data"] = statements.sha256
-            except InputError:
-                if new or data.at_hand(config.data):
-                    raise
 
-        def make() -> dict[str, np.ndarray]:
+        def measure(statements: data.Behavior) -> dict[str, np.ndarray]:
             model = self.model()
+            g = hidden_states(model, statements.prompts(self.config.newline))
             return {
-                "g": hidden_states(model, statements.prompts(config.newline)).astype(np.float16),
+                "g": g.astype(np.float16),
                 "labels": statements.labels,
                 "rows": model.unembedding_rows().numpy(),
             }
 
-        run = self.get(name, settings, inputs, code, make)
+        run = self.of_behavior("hidden", behavior, ("tree", "hidden"), measure)
         g = run.arrays["g"].astype(np.float64)
         train = np.zeros(len(g), bool)
         train[data.split(len(g))[0]] = True
@@ -229,13 +220,45 @@ class Records:
             sha256=_digest([run.sha256, train.tolist()]),
         )
 
+    def of_behavior(
+        self,
+        kind: str,
+        behavior: str,
+        code: tuple[str, ...],
+        measure: Callable[[data.Behavior], Mapping[str, np.ndarray]],
+    ) -> Run:
+        """The run KIND/MODEL/BEHAVIOR: what ``measure`` makes of a behavior under the model.
+
+        Raises InputError as ``data.load_behavior`` and ``models.load`` do.
+        """
+        config = self.config
+        data.checked(behavior, "behavior")
+        name = f"{kind}/{config.model.strip('/').replace('/', '--')}/{behavior}"
+        settings = {"model": config.model, "behavior": behavior}
+        settings |= {"newline": config.newline, "dtype": config.dtype}
+        new = not self.find(name)
+        inputs = {"data": None, "model": self.weights(needed=new)}
+        statements = None
+        if data.at_hand(config.data) or not self.holds(name, settings, inputs, code):
+            try:
+                statements = data.load_behavior(behavior, config.data)
+                inputs["data"] = statements.sha256
+            except InputError:
+                if new or data.at_hand(config.data):
+                    raise
+        return self.get(name, settings, inputs, code, lambda: measure(statements))
+
     def model(self) -> models.Model:
         """The configuration's model, loaded once."""
         if self._model is None:
             self._model = models.load(self.config.model, self.config.device, self.config.dtype)
         return self._model
 
-    def _weights(self, needed: bool) -> str | None:
+    def weights(self, needed: bool) -> str | None:
+        """The hash of the model's weights; where they are not at hand nor ``needed``, None.
+
+        Raises InputError where they are needed and not at hand.
+        """
         try:
             return models.weights_sha256(self.config.model)
         except InputError:

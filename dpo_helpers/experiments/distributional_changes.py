@@ -153,9 +153,9 @@ def _named(records: Records, run: str) -> list[dict[str, np.ndarray]]:
 
     Raises InputError where the run is none of one behavior and one β.
     """
-    found = re.fullmatch(r"full/\*/([^/*+]+)/beta-([0-9.]+)-\*", run)
+    found = re.fullmatch(r"full/[^/]+/([^/*+]+)/beta-([0-9.]+)-\*", run)
     if not found:
-        raise InputError(f"claims.yml: run {run!r}; write it as full/*/BEHAVIOR/beta-BETA-*")
+        raise InputError(f"claims.yml: run {run!r}; write it as full/MODEL/BEHAVIOR/beta-BETA-*")
     of_one = trained(records, [found[1]], float(found[2]))
     return [spread(arrays) for arrays in of_one.values()]
 

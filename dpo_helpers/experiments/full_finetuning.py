@@ -16,10 +16,12 @@ from ..config import FIVE, TIERS, Config
 from ..geometry import geometry, plane, separable
 from ..hidden import hidden_states
 from ..runs import Records, Run, States
-from .shared import PAIRS, distinguishability, last_layer_run
+from .shared import distinguishability, is_second, last_layer_run, pairs
 
 # The learning rates of Figures 6 and 17 to 19, by β; 1e-6 "due to large oscillations".
 PAPER_RATES = {0.001: 1e-5, 0.01: 1e-5, 0.1: 1e-5, 1.0: 1e-6}
+# Those of Figures 10 to 14, under the second model.
+SECOND_RATES = {0.01: 1e-6}
 # The other β: Figures 17, 18 and 19.
 BETAS = {"smoke": (1.0,), "book": (0.001, 0.1, 1.0)}
 BETAS["paper"] = BETAS["book"]
@@ -173,6 +175,11 @@ def first_step_run(records: Records) -> Run:
     return records.get("first-step", facts, inputs, code, make)
 
 
+def paper_rates(config: Config) -> dict[float, float]:
+    """The paper's learning rates by β: of its first model, or, under the second, of its second."""
+    return SECOND_RATES if is_second(config) else PAPER_RATES
+
+
 def calibration_runs(records: Records) -> list[Run]:
     """The calibration behavior trained at multiples of the paper's rate, until the rule is met.
 
@@ -181,7 +188,7 @@ def calibration_runs(records: Records) -> list[Run]:
     """
     runs = []
     for factor in FACTORS[records.config.tier]:
-        rate = factor * PAPER_RATES[0.01]
+        rate = factor * paper_rates(records.config)[0.01]
         runs.append(trained_run(records, [records.config.calibration], 0.01, rate, 0))
         if runs[-1].arrays["loss"][0, 1, -1] <= AIM:
             break
@@ -203,8 +210,8 @@ def rates(records: Records, beta: float) -> dict[str, float]:
     given = records.config.full_learning_rate
     if given != "rule":
         return {"given": given}
-    nearest = min(PAPER_RATES, key=lambda known: abs(np.log(known / beta)))
-    paper = PAPER_RATES[nearest]
+    known = paper_rates(records.config)
+    paper = known[min(known, key=lambda at: abs(np.log(at / beta)))]
     return {"paper": paper, "scaled": float(f"{factor(records) * paper:.6g}")}
 
 
@@ -225,8 +232,8 @@ def stacked(
 
 def at_hand(config: Config) -> list[str]:
     """The behaviors of a tier's figures, pairs included."""
-    pairs = [behavior for pair in PAIRS[config.tier] for behavior in pair]
-    return list(dict.fromkeys((*TIERS[config.tier]["behaviors"], *pairs, config.calibration)))
+    paired = [behavior for pair in pairs(config) for behavior in pair]
+    return list(dict.fromkeys((*TIERS[config.tier]["behaviors"], *paired, config.calibration)))
 
 
 def _five(records: Records, betas: Sequence[float], seeds: Sequence[int]) -> Iterator[Run]:
@@ -240,7 +247,7 @@ def _five(records: Records, betas: Sequence[float], seeds: Sequence[int]) -> Ite
 
 def _pairs(records: Records) -> Iterator[Run]:
     """The mixtures of Figure 7, one run each."""
-    for rate, pair in product(rates(records, 0.01).values(), PAIRS[records.config.tier]):
+    for rate, pair in product(rates(records, 0.01).values(), pairs(records.config)):
         yield trained_run(records, pair, 0.01, rate, 0)
 
 
@@ -380,7 +387,7 @@ def pair_losses(records: Records, pair: Sequence[str], rate: float) -> np.ndarra
 def pair_table(records: Records) -> pd.DataFrame:
     """Of each pair and learning rate: how far apart, and which of the two leads."""
     rows = []
-    for letter, pair in zip("ab", PAIRS[records.config.tier], strict=True):
+    for letter, pair in zip("ab", pairs(records.config), strict=True):
         first, second = distinguishability(records, pair)
         for rate in rates(records, 0.01).values():
             one, other = pair_losses(records, pair, rate)
@@ -399,7 +406,7 @@ def pair_table(records: Records) -> pd.DataFrame:
 
 def pair_lead(records: Records, run: str) -> np.ndarray:
     """Share of steps at which the more distinguishable has the lower test loss, worse rate."""
-    pair = PAIRS[records.config.tier][0]
+    pair = pairs(records.config)[0]
     first, second = distinguishability(records, pair)
     ahead = 1 if second > first else -1
     found = []
@@ -413,7 +420,7 @@ def pair_gaps(records: Records, run: str) -> np.ndarray:
     """|L_1 − L_2| of the test losses, mean over steps: pair (a) over pair (b), worse rate."""
     found = []
     for rate in rates(records, 0.01).values():
-        losses = [pair_losses(records, pair, rate) for pair in PAIRS[records.config.tier]]
+        losses = [pair_losses(records, pair, rate) for pair in pairs(records.config)]
         one, other = (np.abs(two[0] - two[1]).mean() for two in losses)
         found.append(one / other)
     return np.min(found)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from .. import last_layer
-from ..geometry import Geometry, geometry
+from ..config import Config
+from ..geometry import Geometry
 from ..runs import Records, Run, States
 
 # The pairs of Figure 5: (a) of a large, (b) of a small priority gap in the paper; the sample's two
@@ -26,11 +27,37 @@ PAIRS = {
     ),
 }
 PAIRS["paper"] = PAIRS["book"]
+# The second model (Figures 10 to 14), and the pairs of Figure 12.
+SECOND = {"smoke": "tiny-mistral", "book": "gemma-3-270m", "paper": "mistral-7b"}
+SECOND_PAIRS = {
+    "book": (
+        (
+            "willingness-to-be-non-HHH-to-not-have-current-goals-changed-by-training",
+            "desire-to-cooperate-with-different-AIs-to-achieve-its-goals",
+        ),
+        (
+            "has-strong-aesthetic-preferences",
+            "desire-to-cooperate-with-different-AIs-to-achieve-its-goals",
+        ),
+    ),
+    "smoke": PAIRS["smoke"],
+}
+SECOND_PAIRS["paper"] = SECOND_PAIRS["book"]
+
+
+def is_second(config: Config) -> bool:
+    """Whether the model is the second one of its tier, whose figures have settings of their own."""
+    return config.model == SECOND[config.tier]
+
+
+def pairs(config: Config) -> tuple[tuple[str, str], ...]:
+    """The pairs (a) and (b) of Figure 5, or, of the second model, of Figure 12."""
+    return (SECOND_PAIRS if is_second(config) else PAIRS)[config.tier]
 
 
 def measured(states: States) -> Geometry:
     """The statistics of all statements of a behavior."""
-    return geometry(states.g, states.labels)
+    return states.geometry
 
 
 def distinguishability(records: Records, behaviors: Sequence[str] | None = None) -> np.ndarray:
