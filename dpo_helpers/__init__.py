@@ -1,8 +1,4 @@
-"""Helpers for the executable book on the learning dynamics of DPO.
+"""Helpers for the executable book on the learning dynamics of DPO: one module an idea.
 
-The modules are read in the order of the chapters; each imports only what
-stands before it: errors, config, data, models, tree, hidden, geometry, dpo,
-last_layer, runs, claims, plots.
+``experiments`` has a module a chapter, which says what is run there.
 """
-
-__version__ = "0.2.0"
