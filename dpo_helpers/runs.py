@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import fnmatch
+import functools
 import hashlib
 import io
 import json
@@ -85,7 +86,7 @@ class States:
         """W_B = W_U[Yes] − W_U[No], (d,)."""
         return self.rows[0] - self.rows[1]
 
-    @property
+    @functools.cached_property
     def geometry(self) -> Geometry:
         """The statistics of all statements."""
         return geometry(self.g, self.labels)
@@ -111,6 +112,7 @@ class Records:
             self.root, self.roots = results, [results]
         self.used: dict[str, Run] = {}
         self._model: models.Model | None = None
+        self._states: dict[str, States] = {}
 
     def get(
         self,
@@ -193,10 +195,12 @@ class Records:
         return [read(folder) for folder in islice(folders, 1)]
 
     def states(self, behavior: str) -> States:
-        """The hidden states of a behavior under the configuration's model.
+        """The hidden states of a behavior under the configuration's model, looked up once.
 
         Raises InputError as ``data.load_behavior`` and ``models.load`` do.
         """
+        if behavior in self._states:
+            return self._states[behavior]
 
         def measure(statements: data.Behavior) -> dict[str, np.ndarray]:
             model = self.model()
@@ -211,7 +215,7 @@ class Records:
         g = run.arrays["g"].astype(np.float64)
         train = np.zeros(len(g), bool)
         train[data.split(len(g))[0]] = True
-        return States(
+        found = self._states[behavior] = States(
             behavior=behavior,
             g=g,
             labels=run.arrays["labels"],
@@ -219,6 +223,7 @@ class Records:
             rows=run.arrays["rows"].astype(np.float64),
             sha256=_digest([run.sha256, train.tolist()]),
         )
+        return found
 
     def of_behavior(
         self,
@@ -316,6 +321,7 @@ def _alone(key: Mapping[str, object]) -> FileLock:
     return FileLock(folder / f"{_digest(key)[:16]}.lock")
 
 
+@functools.cache
 def code_hash(names: tuple[str, ...]) -> str:
     """Hash of what modules of this package, or functions of them (``module.function``), do.
 
