@@ -259,9 +259,7 @@ def swept(records: Records) -> dict[str, np.ndarray]:
         rates(records, config.beta).items(), config.behaviors
     ):
         told = [behavior] * (len(config.behaviors) > 1)
-        told += [{"paper": "paper's rate", "scaled": "scaled rate"}[rate_name]] * (
-            rate_name != "given"
-        )
+        told += {"paper": ["paper's rate"], "scaled": ["scaled rate"], "given": []}[rate_name]
         for what, array, part in (
             ("training loss", "loss", 0),
             ("held-out loss", "loss", 1),
