@@ -254,8 +254,10 @@ def test_what_a_sweep_shows(monkeypatch):
     one = Records(configure({"behaviors": [FIVE[0]], "full_learning_rate": 1e-5}))
     assert list(full.swept(one)) == ["training loss", "held-out loss", "held-out accuracy"]
     found = full.swept(BOOK)
-    assert len(found) == 3 * 5 * 2 and f"held-out loss, {FIVE[1]}, scaled" in found
-    assert found[f"held-out loss, {FIVE[1]}, scaled"] == pytest.approx(np.exp(-0.1 * np.arange(5)))
+    assert len(found) == 3 * 5 * 2 and f"held-out loss, {FIVE[1]}, scaled rate" in found
+    assert found[f"held-out loss, {FIVE[1]}, scaled rate"] == pytest.approx(
+        np.exp(-0.1 * np.arange(5))
+    )
 
 
 def test_growth_of_the_gap_at_one_rate(monkeypatch):
