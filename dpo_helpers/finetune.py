@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,13 +153,17 @@ def train(
     Under ``out`` the run streams ``metrics.jsonl`` and keeps
     ``checkpoint.safetensors``. Called again with the same model, data and
     settings it goes on from there, on the CPU in float32 to bitwise the same
-    numbers; a finished run is read back.
+    numbers; a finished run is read back. What another run left is an error, but in
+    the cache, where it makes room.
 
     Raises InputError for a batch larger than the data, a folder that holds
     another run, a damaged checkpoint, a full disk, a loss that is not finite,
     and too little memory.
     """
     run = _Run(model, pairs, held_out, settings, Path(out), reference, watch)
+    head, *_ = _lines(run.log) or [{"key": run.key}]
+    if head["key"] != run.key and Path(out).is_relative_to(models.cache_dir()):
+        shutil.rmtree(out)  # left by a run that was killed, and is not this one
     device = model.network.device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -536,6 +541,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--behavior", action="append", help="of Persona; several make a mixture")
     parser.add_argument("--pairs", help="a subset of HH-RLHF instead, as harmless-base")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile, before step 1")
     for field in dataclasses.fields(Settings):
         kind = dict(action=argparse.BooleanOptionalAction)
         kind = kind if field.type is bool else dict(type=field.type)
@@ -551,6 +557,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pairs = responses.statements(model, behaviors)
     else:
         raise InputError("nothing to train on; name --behavior or --pairs")
+    if given["compile"]:
+        model.network.base_model.compile(dynamic=True)  # trees change their shape at each step
     learned, held_out = pairs.split()
     curves = train(model, learned, settings, given["out"], held_out)
     last = [f"{value:.4f}" for value in curves.loss[:, 1, -1]]

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -818,6 +819,21 @@ def test_a_folder_of_another_run(tmp_path, change, parts, stopped):
         line(lambda: restore(load("tiny-gemma"), tmp_path), "another network", "tiny-gemma")
 
 
+@pytest.mark.parametrize("change", [dict(learning_rate=1e-4), dict(beta=0.5)])
+@pytest.mark.parametrize("stopped", [None, 2])
+def test_what_another_run_left_in_the_cache_makes_room(cache, change, stopped):
+    settings = Settings(**FAST, save_every=1)
+    pairs = one_token(load())
+    out = cache / "training" / "0"
+    if stopped:
+        interrupted(load(), pairs, settings, out, None, stopped)
+    else:
+        train(load(), pairs, settings, out, progress=False)
+    others = dataclasses.replace(settings, **change)
+    found = train(load(), pairs, others, out, progress=False)
+    assert same(found, train(load(), pairs, others, cache / "training" / "1", progress=False))
+
+
 def test_other_intervals_of_saving_are_the_same_run(tmp_path):
     settings = Settings(**FAST, save_every=1)
     pairs = one_token(load())
@@ -1047,6 +1063,21 @@ def test_the_command_line(tmp_path, capsys):
         assert f"steps: {out}" in capsys.readouterr().out
         assert len(losses(out)) == (3, 2)[number]
     line(lambda: finetune.main([str(tmp_path / "2"), *words.split()]), "--behavior", "--pairs")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled(tmp_path, cache):
+    """The same run by torch.compile."""
+    made = tmp_path / "code"
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        words = command(tmp_path / name, "--epochs", "2", *more)
+        where = {"TORCHINDUCTOR_CACHE_DIR": str(made)}
+        subprocess.run(words, env=environment(cache) | where, check=True)
+        assert any(made.rglob("*.so")) == (name == "compiled")
+    one, other = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert len(one) == 6
+    np.testing.assert_allclose(other, one, rtol=1e-4)
 
 
 def test_progress(tmp_path, capsys):
