@@ -67,7 +67,10 @@ rule hidden_states:
 
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
-AFTER = {"06_distributional_changes": f"{BUILD}/runs/05_full_finetuning.done"}
+AFTER = dict.fromkeys(
+    ("06_distributional_changes", "07_misalignment"),
+    f"{BUILD}/runs/05_full_finetuning.done",
+)
 
 
 rule runs:

@@ -67,7 +67,7 @@ def load_behavior(name: str, data: str = "sample") -> Behavior:
         known = {p.name.removesuffix(".jsonl") for p in (where / "persona").glob("*.jsonl")}
         if checked(name, "behavior") not in known:
             raise unknown("behavior", name, known)
-        source = _describe(data)
+        source = _describe(data, "persona")
         path = where / "persona" / f"{name}.jsonl"
     return _behavior(name, read_jsonl(path, PERSONA_KEYS, _answers), source)
 
@@ -165,11 +165,11 @@ def read_jsonl(
     return rows
 
 
-def source(data: str) -> str:
-    """Where ``data`` leads, in words, for the top of an executed notebook."""
-    if _locate("persona", data) is None:
-        return f"Hugging Face hub ({HUB['persona']})"
-    return _describe(data)
+def source(data: str, kind: str = "persona") -> str:
+    """Where ``data`` of a ``kind`` leads, in words, for the top of an executed notebook."""
+    if _locate(kind, data) is None:
+        return f"Hugging Face hub ({HUB[kind]})"
+    return _describe(data, kind)
 
 
 def at_hand(data: str, kind: str = "persona") -> bool:
@@ -181,10 +181,11 @@ def at_hand(data: str, kind: str = "persona") -> bool:
     return where is not None and (where / kind).is_dir()
 
 
-def _describe(data: str) -> str:
+def _describe(data: str, kind: str) -> str:
     if data == "sample":
-        return "the embedded sample (this project's own statements)"
-    return "Anthropic's Persona set, from a folder" if data == "anthropic" else "a folder of yours"
+        return "the embedded sample (this project's own)"
+    name = {"persona": "Persona set", "hh-rlhf": "HH-RLHF"}[kind]
+    return f"Anthropic's {name}, from a folder" if data == "anthropic" else "a folder of yours"
 
 
 def _locate(kind: str, data: str) -> Path | None:

@@ -271,20 +271,27 @@ class Records:
                 raise
             return None
 
-    def header(self) -> str:
-        """The machine, the model and the data at hand, for the top of a notebook, in Markdown."""
+    def header(self, kind: str = "persona") -> str:
+        """The machine, the model and the data of a ``kind``, in Markdown: the top of a page.
+
+        With "persona" its behaviors. Recorded runs are replayed where the data is not at hand.
+        """
         import torch
 
         config = self.config
-        replayed = "" if data.at_hand(config.data) else "; not here, recorded runs are replayed"
+        try:
+            where, here = data.source(config.data, kind), data.at_hand(config.data, kind)
+        except InputError as problem:
+            where, here = str(problem), False
         rows = {
             "tier": config.tier,
             "machine": f"{_device(config.device)}, Python {platform.python_version()}, "
             f"torch {torch.__version__.split('+')[0]}",
             "model": f"{models.describe(config.model)} {models.whereabouts(config.model)}",
-            "data": data.source(config.data) + replayed,
-            "behaviors": ", ".join(config.behaviors),
+            "data": where + ("" if here else "; not here, recorded runs are replayed"),
         }
+        if kind == "persona":
+            rows["behaviors"] = ", ".join(config.behaviors)
         return "\n".join(f"- **{name}:** {value}" for name, value in rows.items())
 
     def provenance(self) -> str:
@@ -294,11 +301,14 @@ class Records:
         def every(key: str) -> str:
             return ", ".join(sorted({str(run.info[key]) for run in runs}))
 
+        keys = [run.info["key"] for run in runs]
+        names = {key["settings"].get("model", self.config.model) for key in keys}
+        sets = sorted({"HH-RLHF" if "HH-RLHF" in key["inputs"] else "Persona" for key in keys})
         parts = [
             f"{len(runs)} recorded runs",
             f"commit {every('commit')}",
-            f"model {self.config.model}",
-            f"data: {'embedded sample' if self.config.data == 'sample' else 'Persona'}",
+            f"model {', '.join(sorted(names))}",
+            f"data: {'embedded sample' if self.config.data == 'sample' else ', '.join(sets)}",
             every("device"),
             every("date"),
             f"{sum(run.info['wall_seconds'] for run in runs):.0f} s",

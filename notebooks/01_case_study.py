@@ -126,7 +126,7 @@ print(
 
 # %%
 states = {behavior: records.states(behavior) for behavior in config.behaviors}
-measured = {name: shared.measured(s) for name, s in states.items()}
+measured = {name: s.geometry for name, s in states.items()}
 columns = {
     "n": "n", "distinguishability": "‖μ̂₊−μ̂₋‖", "delta": "Δ", "mean_norm": "max ‖μ̂±‖",
     "cov_norm": "‖Σ̂±‖", "cov_trace": "Tr Σ̂±", "c_v": "c_v", "c_n": "c_n",
@@ -163,7 +163,7 @@ from dpo_helpers.geometry import neighbours_agree
 
 seen = pd.DataFrame()
 for name, s in three.items():
-    m, row = shared.measured(s), plots.short(name, 40)
+    m, row = s.geometry, plots.short(name, 40)
     seen.loc[row, "‖μ̂₊−μ̂₋‖"] = m.distinguishability
     seen.loc[row, "√Tr Σ̂±"] = m.cov_trace**0.5
     seen.loc[row, "ratio"] = m.distinguishability / m.cov_trace**0.5
@@ -216,7 +216,7 @@ assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
 
 # %%
 eta = shared.learning_rate(records)
-calibration = shared.measured(records.states(config.calibration))
+calibration = records.states(config.calibration).geometry
 kappa = calibration.kappa(eta, config.beta)
 print(f"{config.calibration}: η = {eta:g} by the rule, κ = {kappa:.2f}")
 print(f"with the paper's η = 0.1: κ = {kappa * 0.1 / eta:.3f}")

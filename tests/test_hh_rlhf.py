@@ -230,8 +230,13 @@ def test_aligning_that_added_nothing_is_not_undone(monkeypatch):
     def gaps(_):
         return [1, 0, -1, -2], [1, 0, -1, -2], [1] * 4, [1] * 4
 
+    def at_one(rate):
+        return gaps(rate) if rate == 1e-5 else ([1] * 4, [9, 7, 5, 3], [9] * 4, [9] * 4)
+
     records = made(monkeypatch, gaps, lambda _: np.zeros((4, 4)))
     assert np.isnan(hh_rlhf.hh_undone(records, ""))
+    records = made(monkeypatch, at_one, lambda _: np.zeros((4, 4)))
+    assert hh_rlhf.hh_undone(records, "") == pytest.approx(6 / 8)
 
 
 def test_the_change_of_log_probabilities():

@@ -13,7 +13,9 @@ from . import (
     case_study,
     distributional_changes,
     full_finetuning,
+    hh_rlhf,
     learning_guarantees,
+    misalignment,
     priorities,
     rate_of_change,
     setup,
@@ -28,6 +30,8 @@ _MODULES = {
     "04_learning_guarantees": learning_guarantees,
     "05_full_finetuning": full_finetuning,
     "06_distributional_changes": distributional_changes,
+    "07_misalignment": misalignment,
+    "08_hh_rlhf": hh_rlhf,
 }
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {

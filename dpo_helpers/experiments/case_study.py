@@ -9,7 +9,7 @@ from ..data import at_hand, load_behavior
 from ..geometry import geometry, neighbours_agree, plane
 from ..hidden import hidden_states
 from ..runs import Records, Run
-from .shared import distinguishability, last_layer_run, learning_rate, measured
+from .shared import distinguishability, last_layer_run, learning_rate
 
 # Figure 2 shows one behavior that is easy to tell apart, one in the middle, and
 # one that is hard; the paper names the first and the last.
@@ -157,7 +157,7 @@ def separation_order(records: Records, run: str) -> np.ndarray:
     """Rank correlation, over Figure 2's behaviors, of ‖μ̂₊ − μ̂₋‖ and nearest-neighbour agreement."""
     states = [records.states(behavior) for behavior in FIGURE_2[records.config.tier]]
     agree = [neighbours_agree(s.g, s.labels) for s in states]
-    return stats.spearmanr([measured(s).distinguishability for s in states], agree).statistic
+    return stats.spearmanr([s.geometry.distinguishability for s in states], agree).statistic
 
 
 def named_separation(records: Records, run: str) -> np.ndarray:
@@ -196,7 +196,7 @@ def distance_linearity(records: Records, run: str) -> np.ndarray:
 
 def largest_constant(records: Records, run: str) -> np.ndarray:
     """Largest of c_v and c_n over the five behaviors."""
-    found = [measured(records.states(behavior)) for behavior in records.config.behaviors]
+    found = [records.states(behavior).geometry for behavior in records.config.behaviors]
     return np.max([max(m.c_v, m.c_n) for m in found])
 
 

@@ -322,31 +322,27 @@ def undone(base: np.ndarray, aligned: np.ndarray) -> np.ndarray:
     return 1 - above / (above[0] if above[0] > 0 else np.nan)
 
 
-def lead(base: np.ndarray, aligned: np.ndarray) -> float:
-    """How far the training loss (T,) from the aligned model lies below that from the base model.
-
-    The mean over the steps.
-    """
-    return float(np.nanmean(base - aligned))
-
-
 def hh_lead(records: Records, run: str) -> np.ndarray:
     """Training loss from the base less that from the aligned model, mean over steps, worse rate."""
     found = []
     for rate in _values(records):
-        base, aligned, *_ = (arrays["loss"][0] for arrays in arms(records, rate).values())
-        found.append(lead(base, aligned))
+        losses = np.stack([arrays["loss"][0] for arrays in arms(records, rate).values()])
+        found.append(misalignment.lead(losses))
     return np.min(found)
 
 
 def hh_undone(records: Records, run: str) -> np.ndarray:
-    """Largest share of the gap added by aligning that is gone by step 100, worse rate."""
+    """Largest share of the gap added by aligning that is gone by step 100, worse rate.
+
+    A rate at which aligning added nothing has nothing to undo, and is left out.
+    """
     found = []
     for rate in _values(records):
         base, aligned, *_ = (gap(arrays) for arrays in arms(records, rate).values())
         share = undone(base[:1], aligned)[: STEPS + 1]
-        found.append(np.nanmax(share) if np.isfinite(share).any() else np.nan)
-    return np.min(found)
+        if np.isfinite(share).any():
+            found.append(np.nanmax(share))
+    return np.min(found) if found else np.nan
 
 
 def pairs_table(records: Records) -> pd.DataFrame:
@@ -400,7 +396,7 @@ def lead_table(records: Records) -> pd.DataFrame:
             train, held_out = (part[np.isfinite(part)] for part in ahead)
             error = train.std(ddof=1) / np.sqrt(len(train))
             row = {"η": f"{rate:g}", "start": start}
-            row["training loss, lead"] = f"{lead(ahead[0], np.zeros(1)):+.5f} ± {error:.5f}"
+            row["training loss, lead"] = f"{train.mean():+.5f} ± {error:.5f}"
             row["steps ahead"] = f"{(train > 0).sum()} of {len(train)}"
             row["held-out loss, lead"] = f"{held_out[1:].mean():+.5f}"
             rows.append(row | {"at the last step": f"{held_out[-1]:+.5f}"})
@@ -410,21 +406,22 @@ def lead_table(records: Records) -> pd.DataFrame:
 def reference_table(records: Records) -> pd.DataFrame:
     """What the reference of the aligned model's run changes: its loss at first, and its path.
 
-    ``foretold`` is the mean of −log σ(−β a), a being what aligning had added to a pair's gap.
+    ``foretold`` is the mean of −log σ(−β a), a being what aligning had added to a held-out pair's
+    gap, as seen from the reference; the last column how far what each pair loses goes with it.
     """
     rows = []
     for rate in _values(records):
         found = arms(records, rate)
-        own, base = found["aligned", "aligned"], found["aligned", "base"]
-        start, aligned = (x["each"][0].astype(float) for x in (found["base", "base"], own))
-        added = np.subtract(*aligned.T) - np.subtract(*start.T)
-        row = {"η": f"{rate:g}"}
-        for name, x in (("own reference", own), ("base reference", base)):
-            row[f"loss at first, {name}"] = x["loss"][1, 0]
-        row["foretold"] = np.logaddexp(0, records.config.beta * added).mean()
-        for name, x in (("own", own), ("base", base)):
-            row[f"fall of the gap, {name}"] = gap(x)[0] - gap(x)[-1]
-        rows.append(row)
+        base, aligned = (found[arm]["each"][0].astype(float) for arm in ARMS[:2])
+        added = np.subtract(*aligned.T) - np.subtract(*base.T)
+        for reference, seen in (("aligned", 0 * added), ("base", added)):
+            arrays = found["aligned", reference]
+            first, last = (np.subtract(*x.T) for x in arrays["each"].astype(float))
+            row = {"η": f"{rate:g}", "reference": reference, "loss at first": arrays["loss"][1, 0]}
+            row["foretold"] = np.logaddexp(0, records.config.beta * seen).mean()
+            row["fall of the gap (nats)"] = (first - last).mean()
+            row["correlation with a"] = np.corrcoef(first - last, added)[0, 1]
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -477,7 +474,7 @@ def undone_table(records: Records) -> pd.DataFrame:
     """How soon alignment is undone, a row a learning rate and arm that starts aligned."""
     rows = []
     for rate in _values(records):
-        found = {arm: gap(arrays) for arm, arrays in arms(records, rate).items()}
+        found = {arm: gap(arrays).astype(float) for arm, arrays in arms(records, rate).items()}
         base = found["base", "base"]
         for (start, reference), aligned in found.items():
             if start == "base":

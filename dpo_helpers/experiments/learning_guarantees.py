@@ -9,7 +9,7 @@ from .. import paper, synthetic, theory
 from ..certificate import certain_until, certificate
 from ..errors import InputError
 from ..runs import Records, Run
-from .shared import learning_rate, measured
+from .shared import learning_rate
 
 # d of the settings, how often a counterexample is drawn, steps of the certificates.
 SIZE = {"book": 4096, "smoke": 1024}
@@ -327,7 +327,7 @@ def real_range(records: Records) -> dict[str, list]:
     """‖b̂‖, √d/16, ‖b̂‖ ≤ √d/16, least c_n′, claimed failure at d^v = 16, of each behavior."""
     rows = {}
     for behavior in records.config.behaviors:
-        m = measured(records.states(behavior))
+        m = records.states(behavior).geometry
         failure = paper.mean_failure(m.n, m.d, m.delta, 2, 256 * m.cov_norm / m.d**0.5)
         c_n = (m.mean_norm + m.cov_trace**0.5) / m.distinguishability
         most = m.d**0.5 / 16

@@ -268,7 +268,7 @@ def lead_table(records: Records) -> pd.DataFrame:
 
 def turned_table(records: Records, name: str) -> pd.DataFrame:
     """Of each behavior and arm, medians over seeds: the mean held-out gap of the flipped labels at
-    the end, and the first step at which half of the answers or more are the flipped ones.
+    the end, and the first step at which three quarters of the answers are the flipped ones.
     """
     gap, right = (
         np.median(flipped(records, everyone(records), name, what)[:, :, :, 1], 1)
@@ -276,9 +276,9 @@ def turned_table(records: Records, name: str) -> pd.DataFrame:
     )
     table = {}
     for arm, label in enumerate(LABELS):
-        table["gap at the end", label] = gap[:, arm, -1].round(1)
-        table["half flipped at step", label] = [
-            str((row >= 0.5).argmax()) if (row >= 0.5).any() else "never" for row in right[:, arm]
+        table["gap at the end", label] = gap[:, arm, -1].astype(float).round(1)
+        table["three quarters flipped at step", label] = [
+            str((row >= 0.75).argmax()) if (row >= 0.75).any() else "never" for row in right[:, arm]
         ]
     return pd.DataFrame(table, index=[short(b) for b in everyone(records)])
 

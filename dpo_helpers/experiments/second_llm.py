@@ -15,7 +15,7 @@ from ..geometry import Geometry, geometry
 from ..hidden import hidden_states
 from ..runs import Records, Run, States
 from . import distributional_changes, full_finetuning, misalignment
-from .shared import SECOND, distinguishability, measured, pairs
+from .shared import SECOND, distinguishability, pairs
 
 # The other behavior of Figures 11 and 14.
 OTHER = {
@@ -253,7 +253,7 @@ def sizes_table(records: Records) -> pd.DataFrame:
     """
     columns = {}
     for who in (records, second(records)):
-        found = [measured(who.states(b)) for b in full_finetuning.MAIN[who.config.tier]]
+        found = [who.states(b).geometry for b in full_finetuning.MAIN[who.config.tier]]
         rows = {
             "d": [m.d for m in found],
             "‖μ̂‖, the longer": [m.mean_norm for m in found],

@@ -8,8 +8,7 @@ import numpy as np
 
 from .. import last_layer
 from ..config import Config
-from ..geometry import Geometry
-from ..runs import Records, Run, States
+from ..runs import Records, Run
 
 # The pairs of Figure 5: (a) of a large, (b) of a small priority gap in the paper; the sample's two
 # are one easy and one hard behavior, and two of the middle.
@@ -55,15 +54,10 @@ def pairs(config: Config) -> tuple[tuple[str, str], ...]:
     return (SECOND_PAIRS if is_second(config) else PAIRS)[config.tier]
 
 
-def measured(states: States) -> Geometry:
-    """The statistics of all statements of a behavior."""
-    return states.geometry
-
-
 def distinguishability(records: Records, behaviors: Sequence[str] | None = None) -> np.ndarray:
     """‖μ̂₊ − μ̂₋‖ of ``behaviors``, or of the configuration's, before training: (behaviors,)."""
     behaviors = records.config.behaviors if behaviors is None else behaviors
-    return np.array([measured(records.states(b)).distinguishability for b in behaviors])
+    return np.array([records.states(b).geometry.distinguishability for b in behaviors])
 
 
 def learning_rate(records: Records) -> float:
@@ -76,7 +70,7 @@ def learning_rate(records: Records) -> float:
     config = records.config
     if config.learning_rate != "rule":
         return config.learning_rate
-    limit = 4 / measured(records.states(config.calibration)).kappa(1.0, config.beta)
+    limit = 4 / records.states(config.calibration).geometry.kappa(1.0, config.beta)
     power = 10.0 ** math.floor(math.log10(limit))
     return 3 * power if 3 * power <= limit else power
 

@@ -1,0 +1,90 @@
+"""What pages say in words of the recorded runs: recorded anew with another outcome, they must say
+something else."""
+
+import numpy as np
+import pytest
+
+from dpo_helpers.config import configure
+from dpo_helpers.experiments import full_finetuning, hh_rlhf, misalignment
+from dpo_helpers.runs import Records
+
+
+@pytest.fixture(scope="module")
+def records() -> Records:
+    return Records(configure({}))
+
+
+def test_full_finetuning(records):
+    """At the paper's rate behavior 2 is first with every seed; at the scaled one 5 overtakes it."""
+    for part in (0, 1):
+        areas = full_finetuning.areas(records, 0.01, 1e-5, part)
+        assert (areas.argmin(0) == 1).all()
+    rate = full_finetuning.rates(records, 0.01)["scaled"]
+    held_out = full_finetuning.stacked(
+        records, full_finetuning.MAIN["book"], 0.01, rate, "loss", (0,)
+    )[:, 0, 0, 1]
+    assert held_out[4, -1] < held_out[1, -1]
+
+
+def test_misalignment(records):
+    everyone = misalignment.everyone(records)
+    rates = full_finetuning.rates(records, 0.01)
+    for name in rates:
+        losses = misalignment.flipped(records, everyone, name, "loss")
+        leads = misalignment.lead(np.moveaxis(losses, 3, 2))
+        assert (leads > 0).all()
+        assert name != "paper" or (leads[0] < leads[1:] / 2).all()
+    accuracy = misalignment.flipped(records, everyone, "scaled", "accuracy")[:, :, :, 1]
+    there = accuracy >= 0.75
+    never = ~there.any(-1)
+    assert not never[:, :, 0].any() and never[:, :, 1].sum() == never[0, :, 1].sum() == 1
+    later = (there.argmax(-1)[:, :, 1] - there.argmax(-1)[:, :, 0])[~never[:, :, 1]]
+    assert later.min() < 0 < np.median(later) < 5
+    gap = misalignment.flipped(records, everyone, "scaled", "gap")[:, :, :2, 1]
+    changed = gap[..., -1] - gap[..., 0]
+    assert (changed[:, :, 1] > changed[:, :, 0]).all()
+    moved = misalignment.flipped(records, everyone, "scaled", "moved")[..., -1]
+    assert (moved[:, :, 1] < moved[:, :, 0]).all()
+    apart = misalignment.flipped(records, everyone, "scaled", "apart")[:, :, :2]
+    lowest = np.nanmin(apart[:, :, 1], -1)
+    assert (lowest > 2 * apart[:, :, 0, 0]).all(), "never back where the base model was"
+    assert (lowest < apart[:, :, 1, 0]).all()
+    assert np.median(lowest / apart[:, :, 1, 0]) < 0.5
+    certified = misalignment.flipped(records, everyone, "scaled", "certified")[:, 0]
+    assert (certified[:, 1, 1] < certified[:, 0, 0])[:, 1:].all()
+    attacks = [misalignment.undone_run(records, b, rates["scaled"], 0).arrays for b in everyone]
+    enough = [a["pairs"][a["gap"] <= a["base"][0]][0] for a in attacks[:]]
+    assert sorted(enough)[-2:] == [10, 30]
+
+
+def test_hh_rlhf(records):
+    rates = hh_rlhf.rates(records)
+    assert rates["scaled"] == max(hh_rlhf.FACTORS["book"]) * hh_rlhf.RATE
+    runs = hh_rlhf.arms(records, rates["scaled"])
+    base, own, other, merged = runs.values()
+    train, held_out = (
+        [np.stack([base["loss"][part], run["loss"][part]]) for run in (own, merged)]
+        for part in (0, 1)
+    )
+    leads = [misalignment.lead(losses) for losses in train]
+    assert leads[0] > leads[1] > leads[0] / 2 > 0
+    for losses in held_out:
+        ahead = losses[0] - losses[1]
+        assert np.nanargmax(ahead) <= len(ahead) / 3 and ahead[-1] < np.nanmax(ahead) / 10
+    assert ahead[-1] < 0, "with a new adapter the base model is ahead at the end"
+    gaps = [hh_rlhf.gap(run) for run in (base, own, other)]
+    undone = [hh_rlhf.undone(gaps[0][:1], gap)[-1] for gap in gaps[1:]]
+    assert undone[0] < 0.9 < 1 < undone[1]
+    before, after = hh_rlhf.aligned_run(records, rates["scaled"], 0).arrays["each"].mean(1)
+    fall = before - after
+    assert (fall > 2 * (fall[1] - fall[0])).all() and fall[1] > fall[0] > 0
+    for what in ("preferred", "other"):
+        assert base[what][-1] < base[what][0]
+        assert own[what][0] < own[what][-1] < base[what][0]
+    losses = np.stack([run["loss"][0] for run in hh_rlhf.arms(records, rates["paper"]).values()])
+    noise = (losses[0] - losses[1])[:-1]
+    assert abs(misalignment.lead(losses)) < 2 * noise.std(ddof=1) / np.sqrt(len(noise))
+    moved = hh_rlhf.rounding(records).set_index("η").loc[f"{rates['paper']:g}"]
+    assert moved["rounding, a pair"] > 0.5 * moved["added by aligning, a pair"]
+    table = hh_rlhf.reference_table(records).set_index(["η", "reference"])
+    assert table["correlation with a"].loc[f"{rates['scaled']:g}", "base"] > 0.99
