@@ -107,12 +107,12 @@ for name, array in losses.items():
             label: (np.arange(values.shape[2]), bands[:, arm])
             for arm, label in enumerate(labels)
         }
-plots.lines(panels, "step", across=2)
+plots.lines(panels, "step", hues=misalignment.HUES, across=2)
 
 # %% [markdown]
 # For all five, how far the loss from the aligned model lies below the loss from the base model, as
-# a mean over the steps (median over seeds, range in brackets). A positive number is what the paper
-# claims.
+# a mean over the steps (with several seeds the median, and the range in brackets). A positive
+# number is what the paper claims.
 
 # %% tags=["hide-input"]
 misalignment.lead_table(records)
@@ -131,21 +131,20 @@ misalignment.lead_table(records)
 # {numref}`fig-reference` shows the loss of the flipped labels, left, and the gap and the accuracy
 # on them, right, for the three runs.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out statements with flipped labels in the three runs, at the largest learning rate of the page, first seed.", "name": "fig-reference"}, "image": {"alt": "A grid of panels, one row a behavior: held-out loss, mean gap and accuracy on the flipped labels against step, for the run from the base model, the one from the aligned model, and the one from the aligned model with the base reference."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out statements with flipped labels in the three runs, at the largest learning rate of the page, first seed. Upper row: the least distinguishable of the five behaviors, lower row: the most.", "name": "fig-reference"}, "image": {"alt": "A grid of panels, one row a behavior: held-out loss, mean gap and accuracy on the flipped labels against step, for the run from the base model, the one from the aligned model, and the one from the aligned model with the base reference."}}
 *_, name = rates
 arms = misalignment.LABELS
 panels = {}
-for behavior in two:
+for place, behavior in zip(("least", "most"), two, strict=True):
     for what in ("loss", "gap", "accuracy"):
         values = misalignment.flipped(records, [behavior], name, what)[
             0, 0, :, 1
         ]
-        label = f"{what}, {plots.short(behavior, 22)}"
-        panels[label] = {
+        panels[f"{what}, {place}"] = {
             arm: (np.arange(values.shape[1]), row)
             for arm, row in zip(arms, values, strict=True)
         }
-plots.lines(panels, "step")
+plots.lines(panels, "step", hues=misalignment.HUES)
 
 # %% tags=["hide-input"]
 misalignment.turned_table(records, name)
@@ -171,20 +170,20 @@ misalignment.turned_table(records, name)
 # have moved, and how far the boundary. To flip an answer the two classes have to change sides, or
 # the boundary has to turn; distance as such is not what is lost.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of held-out statements, and distance of all parameters and of the boundary from their start, during training on flipped labels.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, one row a behavior: the distance between the class means, the distance that all parameters have moved, and that of the boundary, against step, from the base and from the aligned model."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of held-out statements, and distance of all parameters and of the boundary from their start, during training on flipped labels. Upper row: the least distinguishable of the five behaviors, lower row: the most.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, one row a behavior: the distance between the class means, the distance that all parameters have moved, and that of the boundary, against step, from the base and from the aligned model."}}
 panels = {}
-for behavior in two:
+for place, behavior in zip(("least", "most"), two, strict=True):
     for what, label in (
         ("apart", "‖μ̂₊ − μ̂₋‖"),
         ("moved", "‖θ(t) − θ(0)‖"),
         ("boundary", "‖W_B(t) − W_B(0)‖"),
     ):
         values = misalignment.flipped(records, [behavior], name, what)[0, 0, :2]
-        panels[f"{label}, {plots.short(behavior, 22)}"] = {
+        panels[f"{label}, {place}"] = {
             arm: (np.flatnonzero(np.isfinite(row)), row[np.isfinite(row)])
             for arm, row in zip(labels, values, strict=True)
         }
-plots.lines(panels, "step")
+plots.lines(panels, "step", hues=misalignment.HUES)
 
 # %% [markdown]
 # Nor do they fall back to where the base model was. The distance shrinks, since two means that
@@ -214,7 +213,9 @@ for behavior in two:
     for label, bounds, row in zip(labels, certified, head, strict=True):
         series[label] = (t, np.stack([bounds[0], row, bounds[1]]))
     panels[f"loss, {plots.short(behavior, 28)}"] = series
-plots.lines(panels, "step of gradient descent", across=2)
+plots.lines(
+    panels, "step of gradient descent", hues=misalignment.HUES, across=2
+)
 
 # %% tags=["hide-input"]
 misalignment.foretold_table(records, name).round(4)

@@ -143,7 +143,8 @@ print(f"{sum(trained)} parameters to train, in {len(trained)} matrices")
 # %% tags=["hide-input"]
 rates = hh_rlhf.rates(records)
 if "scaled" in rates:
-    display(hh_rlhf.calibration_table(records).round(4))
+    table = hh_rlhf.calibration_table(records).set_index("η")
+    display(table.round(4))
 display(
     Markdown(
         f"Learning rates: {', '.join(f'{n} **{r:g}**' for n, r in rates.items())}."
@@ -157,9 +158,6 @@ display(
 # The rule has taken the largest rate that it was offered. A larger one might align further; it was
 # not tried, since the rule was fixed.
 #
-# The rule has taken the largest rate that it was offered. A larger one might align further; it was
-# not tried, since the rule was fixed.
-#
 # First one epoch on the labels as given: the *aligned* model. Then every label is flipped, and both
 # the base and the aligned model are trained for one epoch with a fresh optimizer, on the same
 # batches in the same order. Each has as reference the model that it starts from, so both begin at
@@ -168,20 +166,7 @@ display(
 
 # %%
 runs = {rate: hh_rlhf.arms(records, rate) for rate in rates.values()}
-names = dict(
-    zip(
-        hh_rlhf.ARMS,
-        ("base", "aligned", "aligned, base reference", "aligned, new adapter"),
-        strict=True,
-    )
-)
-hues = dict(
-    zip(
-        names.values(),
-        ("#3a5aa8", "#c2593f", "#d9a400", "#1f9e89"),
-        strict=True,
-    )
-)
+names, hues = hh_rlhf.NAMES, hh_rlhf.HUES
 
 
 # %% tags=["hide-input"]

@@ -32,6 +32,8 @@ FACTORS = {"smoke": (1.0, 10.0), "book": (1.0, 10.0, 30.0, 100.0), "paper": (1.0
 # Start and reference of the runs on flipped labels. "merged" is the aligned model, its adapter
 # merged into the weights and another one, new as that of the base model, put in its place.
 ARMS = (*misalignment.ARMS, ("merged", "merged"))
+NAMES = dict(zip(ARMS, (*misalignment.LABELS, "aligned, new adapter"), strict=True))
+HUES = misalignment.HUES | {"aligned, new adapter": "#1f9e89"}
 # The step by which, the paper says, alignment is mostly undone.
 STEPS = 100
 TOKENS = 2048

@@ -23,6 +23,7 @@ from . import full_finetuning
 # Start and reference of the three runs on flipped labels.
 ARMS = (("base", "base"), ("aligned", "aligned"), ("aligned", "base"))
 LABELS = ("base", "aligned", "aligned, base reference")
+HUES = dict(zip(LABELS, ("#3a5aa8", "#c2593f", "#d9a400"), strict=True))
 # Every so many steps the hidden states of the held-out statements are looked at.
 LOOK = {"smoke": 1, "book": 7, "paper": 7}
 STEPS = 100
@@ -254,13 +255,13 @@ def lead(losses: np.ndarray) -> np.ndarray:
 
 
 def lead_table(records: Records) -> pd.DataFrame:
-    """``lead`` of each behavior at each learning rate: the median over seeds, and the range."""
+    """``lead`` of each behavior at each learning rate; of several seeds the median and range."""
     table = {}
     for name, rate in full_finetuning.rates(records, records.config.beta).items():
         losses = flipped(records, everyone(records), name, "loss")
         for part, what in enumerate(("training", "held-out")):
             table[what, f"η = {rate:g}"] = [
-                f"{np.median(row):.3f} ({row.min():.3f} … {row.max():.3f})"
+                f"{np.median(row):.3f}" + f" ({row.min():.3f} … {row.max():.3f})" * (len(row) > 1)
                 for row in lead(losses[:, :, :, part])
             ]
     return pd.DataFrame(table, index=[short(b) for b in everyone(records)])
