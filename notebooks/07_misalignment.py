@@ -198,10 +198,10 @@ plots.lines(panels, "step", hues=misalignment.HUES)
 # The certificate of {ref}`learning-guarantees` needs hidden states and labels, and trains nothing.
 # Given the hidden states of the base and of the aligned model, and flipped labels, it bounds what
 # gradient descent on the last layer must do, at one learning rate for both (the one at which
-# $\kappa = 1$ for the longer hidden states). {numref}`fig-foretold` has its bounds and, dashed,
-# that training itself.
+# $\kappa = 1$ for the longer hidden states). {numref}`fig-foretold` has its bounds and, between
+# them, that training itself. (From the base model they are closer together than the line is wide.)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer alone on flipped labels: proven bounds (bands) and gradient descent (dashed), from the hidden states of the base and of the aligned model.", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer alone on flipped labels: proven bounds (bands) and gradient descent between them (lines), from the hidden states of the base and of the aligned model.", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}}
 panels = {}
 for behavior in two:
     certified = misalignment.flipped(records, [behavior], name, "certified")[
