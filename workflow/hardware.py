@@ -182,8 +182,8 @@ accelerate launch --config_file configs/llama-2-7b.yaml -m dpo_helpers.finetune 
 says otherwise. Each process reads all weights in float32 into the host's memory, 4 bytes each; to
 go on with a run that was stopped, which the same command does, its checkpoint, 12 bytes a weight.
 
-`--compile` has `torch.compile` compile the network, for any shape of tree, at the first step: that
-takes minutes once, and then each step is shorter. The losses are the same to rounding.
+`--compile` has `torch.compile` compile the network, for any shape of tree, before the first step is
+taken: a cost paid once, which long runs may earn back. The losses are the same to rounding.
 """
 
 MEASURED = """The measured machine took {ours_s:.2f} s a step of `smollm2-135m`, {percent:.0f} % of
