@@ -1,20 +1,18 @@
 """The second LLM (Figures 10 to 14): what other chapters run, with another model."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
-from functools import partial
 from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .. import data, memory, mixture, models, responses
-from ..geometry import Geometry, geometry
+from .. import data, memory, mixture, responses
+from ..geometry import geometry
 from ..hidden import hidden_states
-from ..runs import Records, Run, States
+from ..runs import Records, Run
 from . import distributional_changes, full_finetuning, misalignment
+from .outline import Outlined
 from .shared import SECOND, distinguishability, pairs
 
 # The other behavior of Figures 11 and 14.
@@ -34,82 +32,8 @@ def second(records: Records) -> Records:
 
     But for the seeds of full fine-tuning, of which the first is taken.
     """
-    return _Outlined(records)
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What is kept of the hidden states of one behavior, in place of ``runs.States``.
-
-    geometry   statistics of all statements
-    b          (d,) μ̂₊ − μ̂₋ of the training statements
-    along      (2,) how well all are told apart along μ̂₊ − μ̂₋: ``distributional_changes.along``
-    whole      gives the states themselves: from the cache, else measured
-    """
-
-    behavior: str
-    labels: np.ndarray
-    train: np.ndarray
-    rows: np.ndarray
-    sha256: str
-    geometry: Geometry
-    b: np.ndarray
-    along: np.ndarray
-    whole: Callable[[], States]
-
-    boundary = States.boundary
-
-    @property
-    def g(self) -> np.ndarray:
-        """(n, d). Raises InputError where they are not in the cache, nor model and data at hand."""
-        return self.whole().g
-
-
-class _Outlined(Records):
-    """Records that keep an outline of a behavior's hidden states; whole ones are in the cache."""
-
-    def __init__(self, records: Records) -> None:
-        config = records.config
-        seeds = config.full_seeds[:1]
-        super().__init__(replace(config, model=SECOND[config.tier], full_seeds=seeds))
-        self.root, self.roots, self.used = records.root, records.roots, records.used
-
-    def states(self, behavior: str) -> Outline:
-        """The outline of a behavior's hidden states.
-
-        Raises InputError as ``data.load_behavior`` and ``models.load`` do.
-        """
-        whole = partial(Records(self.config, models.cache_dir() / "runs").states, behavior)
-
-        def measure(_: data.Behavior) -> dict[str, np.ndarray]:
-            s = whole()
-            g, labels = s.g[s.train], s.labels[s.train]
-            (b,) = mixture.differences(g, labels, np.zeros(len(g), int))
-            return {
-                "labels": s.labels,
-                "rows": s.rows.astype(np.float32),
-                "geometry": np.array(astuple(s.geometry)),
-                "b": b.astype(np.float32),
-                "along": np.array(distributional_changes.along(s.g, s.labels)),
-            }
-
-        code = ("tree", "hidden", "geometry.geometry", "mixture.differences")
-        code += ("experiments.distributional_changes.along",)
-        run = self.of_behavior("outline", behavior, code, measure)
-        n, d, *rest = run.arrays["geometry"].tolist()
-        train = np.zeros(int(n), bool)
-        train[data.split(int(n))[0]] = True
-        return Outline(
-            behavior=behavior,
-            labels=run.arrays["labels"],
-            train=train,
-            rows=run.arrays["rows"].astype(np.float64),
-            sha256=run.sha256,
-            geometry=Geometry(int(n), int(d), *rest),
-            b=run.arrays["b"].astype(np.float64),
-            along=run.arrays["along"],
-            whole=whole,
-        )
+    tier, seeds = records.config.tier, records.config.full_seeds[:1]
+    return Outlined(records, model=SECOND[tier], full_seeds=seeds)
 
 
 # Runs, of the second model but for the survey
