@@ -68,9 +68,11 @@ rule hidden_states:
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
 AFTER = dict.fromkeys(
-    ("06_distributional_changes", "07_misalignment"),
+    ("06_distributional_changes", "07_misalignment", "09_mistral"),
     f"{BUILD}/runs/05_full_finetuning.done",
 )
+# A chapter's module is named as it is, but for one that tells its model.
+MODULE = {"09_mistral": "second_llm"}
 
 
 rule runs:
@@ -80,7 +82,8 @@ rule runs:
         code("synthetic", "paper", "theory", "mixture", "certificate"),
         code("finetune", "policy", "responses"),
         code("experiments/__init__", "experiments/shared"),
-        lambda wildcards: f"dpo_helpers/experiments/{wildcards.chapter[3:]}.py",
+        lambda wildcards: "dpo_helpers/experiments/"
+        f"{MODULE.get(wildcards.chapter, wildcards.chapter[3:])}.py",
         lambda wildcards: AFTER.get(wildcards.chapter, []),
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),

@@ -18,6 +18,7 @@ from . import (
     misalignment,
     priorities,
     rate_of_change,
+    second_llm,
     setup,
 )
 from .shared import PAIRS
@@ -32,6 +33,7 @@ _MODULES = {
     "06_distributional_changes": distributional_changes,
     "07_misalignment": misalignment,
     "08_hh_rlhf": hh_rlhf,
+    "09_mistral": second_llm,
 }
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
