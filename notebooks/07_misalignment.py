@@ -271,8 +271,9 @@ misalignment.undone_table(records, rates[name])
 # ```
 #
 # A run keeps the base and the aligned weights in float32 beside those that it trains: to the memory
-# that {ref}`hardware` has for Llama-2-7B on one GPU come twice its weights. The model is gated on
-# the hub: ask for access on its page, then run `hf auth login`.
+# that {ref}`hardware` has for Llama-2-7B on one GPU come twice its weights; {ref}`ev-paper-tier`
+# counts the same for Mistral-7B. The model is gated on the hub: ask for access on its page, then run
+# `hf auth login`.
 
 # %% [markdown]
 # ## What was shown

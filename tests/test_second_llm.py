@@ -50,6 +50,12 @@ def plain(home):
     return Records(config, home / "plain")
 
 
+def test_the_claims_of_the_chapter_are_judged_on_the_second_model():
+    rows = [claim for claim in claims.ledger() if claim.notebook == "09_mistral"]
+    assert [claim.id for claim in rows] == "F10 F11a F11b F12a F12b F13a F13b F14a F14b".split()
+    assert all("/SECOND/" in claim.run for claim in rows)
+
+
 def test_the_second_model_in_the_first_ones_store(records):
     other = second_llm.second(records)
     assert other.config.model == "tiny-mistral" and records.config.model == "tiny-llama"
