@@ -36,7 +36,7 @@ class Behavior:
     """The statements of one Persona behavior.
 
     name      the behavior
-    rows      the data set, columns as published
+    rows      the data set: ``PERSONA_KEYS`` and, where every row has one, label_confidence
     labels    (n,) int8: +1 where Yes is the preferred answer, −1 where No is
     source    where the rows came from, in words
     sha256    of the rows' content (question and preferred answer, in order)
@@ -225,6 +225,9 @@ def _behavior(name: str, rows: list[dict], source: str) -> Behavior:
             raise InputError(f"{name}: no statement prefers {answer}; a behavior needs both sides")
     content = json.dumps([[r["question"], r["answer_matching_behavior"].strip()] for r in rows])
     columns = {key: [row[key] for row in rows] for key in PERSONA_KEYS}
+    confidence = [row.get("label_confidence") for row in rows]
+    if all(isinstance(value, float) for value in confidence):
+        columns["label_confidence"] = confidence
     return Behavior(
         name=name,
         rows=datasets.Dataset.from_dict(columns),
