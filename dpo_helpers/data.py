@@ -113,7 +113,7 @@ def load_pairs(data: str = "sample", subset: str = "harmless-base", split: str =
         path = where / "hh-rlhf" / file
         packed = path.with_name(path.name + ".gz")
         path = packed if packed.exists() else path
-    return datasets.Dataset.from_list(read_jsonl(path, ("chosen", "rejected"), _pair))
+    return datasets.Dataset.from_list(read_jsonl(path, ("chosen", "rejected"), pair))
 
 
 def split(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +261,7 @@ def _answers(row: dict, where: str) -> dict:
     return row
 
 
-def _pair(row: dict, where: str) -> dict[str, str]:
+def pair(row: dict, where: str) -> dict[str, str]:
     chosen, rejected, mark = row["chosen"], row["rejected"], "\n\nAssistant:"
     cut = chosen.rfind(mark)
     while cut >= 0 and not rejected.startswith(chosen[: cut + len(mark)]):
