@@ -260,8 +260,8 @@ TERMS = {
     "base gap": "Mean log π(chosen) − log π(rejected) of the model as it is, nats.",
     "already right": "Share of pairs for which that gap is above zero.",
     "strength": "Length of the gradient that all pairs of the group share, without noise: the "
-    "signal. For one-token answers it is ‖b̂‖, the distinguishability, times a constant.",
-    "coherence": "Squared strength over itself and the spread of the pairs' own gradients: 1 if all "
+    "signal. For answers of one token it is ‖b̂‖ / √2.",
+    "coherence": "Squared strength over itself plus the spread of single pairs: 1 if all of them "
     "ask for the same, 0 if they have nothing in common.",
     "first update": "Share of the group in the first step of training on all groups.",
     "speed": "How fast the gap of a new pair of this group grows at first, trained on all groups. "

@@ -139,6 +139,12 @@ table = pd.DataFrame(
 display(table.round(2), Markdown(f"Over **{len(survey)}** behaviors."))
 
 # %% [markdown]
+# At the book tier the answer is clear. Two models that share neither data nor tokenizer nor size
+# agree on which behaviors are far apart: most of the order is a property of the behaviors, and not
+# of the model. Noise does not make the agreement, nor does length, on which the two do not agree at
+# all.
+
+# %% [markdown]
 # (ev-second-rate)=
 # ## Which learning rate?
 #
@@ -169,6 +175,13 @@ display(
 
 # %% tags=["hide-input"]
 second_llm.steps_table(records).astype(float).round(3)
+
+# %% [markdown]
+# One unit of learning rate moves this model's answers several times as far as the first one's. That
+# is a reason for a smaller rate that the number of parameters does not give, and it would be one
+# for the paper's: its two models may differ in this, too, which it does not say. For the first
+# model the gap grows nearly in proportion to the rate; for the second it grows faster, so at its
+# scaled rate the first-order picture of the earlier chapters is left further behind.
 
 # %% [markdown]
 # (ev-figure-ten)=
@@ -211,14 +224,19 @@ if len(main) > 2:
 # %% [markdown]
 # Below are the same behaviors in both models: how far apart they are before training, and their
 # mean held-out loss over the epoch at each rate. Read down a column for the order within a model,
-# and across for what the two have in common. In {ref}`ev-theory-carries` the first model broke the
-# order of distinguishability at one behavior, because of layers below the last; whether this model
-# breaks it, and there, can be read off.
+# and across for what the two have in common.
 
 # %% tags=["hide-input"]
 speeds = second_llm.speeds_table(records)
 speeds.index = [f"{i} {plots.short(b, 30)}" for i, b in enumerate(main, 1)]
 speeds.astype(float).round(3)
+
+# %% [markdown]
+# The second model keeps the order better than the first. At the paper's rate it is perfect. At the
+# scaled one two neighbours change places, the second and the fourth of the paper's order, whose
+# distances in this model differ by less than three per cent. In {ref}`ev-theory-carries` the first
+# model broke the order because the second behavior was learned before the fifth; here the fifth
+# comes first, at both rates, and at the paper's rate by a hair.
 
 # %% [markdown]
 # (ev-figure-twelve)=
@@ -267,6 +285,16 @@ table["close"] = [f"{share:.0%} of steps" for share in shares]
 table.set_index(["pair", "η"])
 
 # %% [markdown]
+# Both claims pass, and the second pair nevertheless speaks against the theory. Under this model, as
+# under the paper's, (a) has the larger priority gap, by more than a factor of two. At the scaled
+# rate its losses differ by about two thirds more than those of (b). At the paper's rate they differ
+# by three per cent more, which is a tie: what decides the verdict there is no evidence. And in (b)
+# it is the *less* distinguishable behavior, of the lower priority, whose loss is the lower at every
+# step, at both rates. So a gap in $P$ did not even tell which of the two is learned first. The
+# priority levels (5) are about the first step of the last layer; where the layers below take part,
+# something else made the difference.
+
+# %% [markdown]
 # (ev-figure-eleven)=
 # ## Misalignment
 #
@@ -277,27 +305,29 @@ table.set_index(["pair", "η"])
 # put it, and the comparison is another one.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels, from the base and from the aligned second model (the paper's Figure 11).", "name": "fig-eleven"}, "image": {"alt": "A grid of panels, one row a behavior and one column a learning rate, of the training loss on flipped labels against step: from the base model, from the aligned model, and from the aligned model with the base model as reference."}}
-arms = ["from the base model", "from the aligned model"]
-arms.append("from the aligned, reference: base")
-panels = {}
+arms, panels = misalignment.LABELS, {}
 for b in second_llm.two(records):
     for name, rate in rates.items():
         runs = misalignment.flipped(other, [b], name, "loss")[0, 0, :, 0]
-        label = f"{plots.short(b, 32)}, η = {rate:g}"
+        label = f"{plots.short(b, 22)}, η = {rate:g}"
         panels[label] = {
             arm: (np.arange(len(values)), values)
             for arm, values in zip(arms, runs, strict=True)
         }
-plots.lines(panels, "step", dashed=arms[2:], across=2)
+plots.lines(
+    panels, "step", hues=misalignment.HUES, dashed=arms[2:], across=2
+)
 
 # %% tags=["hide-input"]
 table = second_llm.lead_table(records).astype(float).round(4)
 table.rename(index=lambda name: plots.short(name, 40), level=0)
 
 # %% [markdown]
-# A positive lead says that the aligned model unlearned faster. Its size is to be read beside how
-# much was learned at all: a lead that is small beside $\log 2$ less the loss is a small difference
-# between two like curves.
+# The lead is positive for both behaviors at both rates, in training and held out: the claim
+# reproduces under the second model. It is the smaller by far for the behavior of low
+# distinguishability, as under the first one: there alignment had changed little that could be
+# undone. And a lead over the epoch is no lead at its end. At the scaled rate the curve from the
+# base model has by then overtaken that of this behavior.
 
 # %% [markdown]
 # (ev-figure-thirteen)=
@@ -329,6 +359,14 @@ plots.planes(panels, across=3)
 # %% tags=["hide-input"]
 table = second_llm.changes_table(records)
 table.rename(index=lambda name: plots.short(name, 30), level=0)
+
+# %% [markdown]
+# The second model repeats what {ref}`ev-measured-change` found of the first. The means part by
+# several times their distance, of held-out statements too. The variances grow faster than that
+# distance, so that $q_1$ rises: in the paper's ratio the sides are less concentrated, at either
+# rate. They grow more slowly than its square. $q_2$ falls, and at the scaled rate it falls below
+# $v$ for both behaviors: they are told apart better along $\hat b$ than before. At the paper's rate
+# that holds for the more distinguishable one, and is open for the other.
 
 # %% [markdown]
 # (ev-paper-tier)=
@@ -370,8 +408,11 @@ second_llm.needs_table().round(0).astype(int)
 # written down before its runs. What was left out: other seeds, other values of $\beta$, the first
 # step of all parameters, and, on flipped labels, few examples.
 #
-# Two models are two points. Where they differ, the tables above say in what else they differ, and
-# not which of it matters.
+# "Similar behavior occurs", then, also where the paper is contradicted: that the sides become more
+# concentrated did not reproduce under the first model, and does not under the second. The order of
+# distinguishability is better kept than before, and largely the same in both models. What is new is
+# a doubt, about priorities. Two models are two points, and where they differ, the tables above say
+# in what else they differ, and not which of it matters.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("09_mistral", records)))

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import full_finetuning, hh_rlhf, misalignment
+from dpo_helpers.experiments import (
+    distributional_changes,
+    full_finetuning,
+    hh_rlhf,
+    misalignment,
+    second_llm,
+)
 from dpo_helpers.runs import Records
 
 
@@ -88,3 +94,51 @@ def test_hh_rlhf(records):
     assert moved["rounding, a pair"] > 0.5 * moved["added by aligning, a pair"]
     table = hh_rlhf.reference_table(records).set_index(["η", "reference"])
     assert table["correlation with a"].loc[f"{rates['scaled']:g}", "base"] > 0.99
+
+
+def test_second_llm(records):
+    survey = second_llm.surveyed(records)
+    shared = {what: second_llm.agreement(*survey[what].to_numpy().T) for what in ("apart", "clean")}
+    assert len(survey) == 100 and all(low > 0.8 for _, low, _ in shared.values())
+    _, low, high = second_llm.agreement(*survey["length"].to_numpy().T)
+    assert low < 0 < high
+
+    other = second_llm.second(records)
+    rates = full_finetuning.rates(other, 0.01)
+    worth = second_llm.steps_table(records)["for each 1e-6 of η"].astype(float)
+    first, second = (worth[who.config.model].to_numpy() for who in (records, other))
+    assert second.min() > 4 * first.max()
+    assert abs(first[1] / first[0] - 1) < 0.1 and second[1] > 1.5 * second[0]
+
+    behaviors = full_finetuning.MAIN["book"]
+    apart = np.array([other.states(b).geometry.distinguishability for b in behaviors])
+    assert abs(apart[1] / apart[3] - 1) < 0.03
+    for name, rate in rates.items():
+        area = full_finetuning.areas(other, 0.01, rate, 1)[:, 0]
+        order = np.argsort(-area) if name == "paper" else np.argsort(-area)[[0, 1, 3, 2, 4]]
+        assert order.tolist() == np.argsort(apart).tolist() and area.argmin() == 4
+
+    levels = second_llm.priority_table(records)["|P₁ − P₂|"]
+    assert levels["(a)"] > 2 * levels["(b)"]
+    pairs = full_finetuning.pairs(other.config)
+    for name, rate in rates.items():
+        (a, b) = (full_finetuning.pair_losses(other, pair, rate)[:, 1:] for pair in pairs)
+        ratio = np.abs(a[0] - a[1]).mean() / np.abs(b[0] - b[1]).mean()
+        assert (1 < ratio < 1.05) if name == "paper" else (1.6 < ratio < 1.75)
+        assert (b[0] < b[1]).all(), "the less distinguishable of (b) leads"
+
+    leads = second_llm.lead_table(records)[["lead", "lead, held-out"]].astype(float)
+    assert (leads > 0).all(axis=None)
+    low, high = (leads.xs(b, level="behavior") for b in second_llm.two(records))
+    assert (low.to_numpy() < high.to_numpy() / 4).all()
+    losses = misalignment.flipped(other, [second_llm.two(records)[0]], "scaled", "loss")[0, 0]
+    assert losses[0, 1, -1] < losses[1, 1, -1]
+
+    for (b, rate), arrays in distributional_changes.trained(
+        other, second_llm.two(records), 0.01
+    ).items():
+        found = distributional_changes.spread(arrays)
+        assert found["q1"][1, 0] > found["q1"][0, 0] and found["q2"][1, 0] < found["q2"][0, 0]
+        assert (found["apart"][1] > 3 * found["apart"][0]).all()
+        below = found["q2"][1, 0] < other.states(b).along[0]
+        assert below or (b == second_llm.two(records)[0] and rate == rates["paper"])

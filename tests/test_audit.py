@@ -1,0 +1,311 @@
+"""The audit: first gradients against autograd, a reader's data and its faults, the report."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dpo_helpers import audit, models, preferences, responses
+from dpo_helpers.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return models.load("tiny-llama", "cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs(model):
+    """Random tokens: responses of several lengths, some that begin alike, one pair turned round.
+
+    Group b has 12 pairs of the same two responses of one token, and so a stratum of its own.
+    """
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> tuple[int, ...]:
+        return tuple(rng.integers(5, model.network.config.vocab_size - 5, count).tolist())
+
+    rows = []
+    for i in range(15):
+        chosen, rejected = some(1 + i % 4), some(1 + 2 * i % 5)
+        rows.append((some(3 + i % 3), chosen, chosen[:1] + rejected if i % 3 == 0 else rejected))
+    rows += [(some(4), (7,), (9,)) for _ in range(12)]
+    rows += [(rows[0][0], rows[0][2], rows[0][1]), rows[1]]
+    group = np.array([i % 3 for i in range(15)] + [1] * 12 + [0, 1])
+    return responses.Pairs(*map(tuple, zip(*rows, strict=True)), group)
+
+
+@pytest.fixture(scope="module")
+def found(model, pairs):
+    return audit.audit(model, pairs, NAMES)
+
+
+@pytest.fixture(scope="module")
+def gradients(model, pairs):
+    """(N, V·d) float64: the gradient of each pair's gap over the unembedding, by autograd."""
+    weight = model.network.get_output_embeddings().weight.detach().double().requires_grad_()
+    rows, gaps = [], []
+    for x, *both in zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True):
+        gap = torch.zeros((), dtype=torch.float64)
+        for y, sign in zip(both, (1, -1), strict=True):
+            states = model.network.base_model(torch.tensor([x + y])).last_hidden_state[0]
+            states = states.detach().double()[len(x) - 1 : -1]
+            gap = gap + sign * (states @ weight.T).log_softmax(-1)[range(len(y)), list(y)].sum()
+        rows.append(torch.autograd.grad(gap, weight)[0].flatten().numpy())
+        gaps.append(gap.item())
+    return np.stack(rows), np.array(gaps)
+
+
+def test_inner_products_are_those_of_autograd(found, pairs, gradients):
+    g, gaps = gradients
+    means = np.stack([g[pairs.group == a].mean(0) for a in range(3)])
+    scale = np.abs(means @ means.T).max()
+    assert np.allclose(found.gap, gaps, atol=1e-4)
+    assert np.allclose(found.means, means @ means.T, atol=1e-5 * scale)
+    assert np.allclose(found.pull @ found.made_of.T, g @ means.T, atol=1e-5 * scale)
+    assert np.allclose(found.own, (g**2).sum(1), rtol=1e-5)
+
+
+def test_slices_of_the_vocabulary_add_up(model, pairs, found, monkeypatch):
+    monkeypatch.setattr(audit, "_SLICE", 1000)
+    sliced = audit.audit(model, pairs, NAMES)
+    for name in ("between", "pull", "own"):
+        assert np.allclose(getattr(sliced, name), getattr(found, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_small_step_does_what_was_told(found, pairs, gradients):
+    """Gradient descent of the DPO loss on the last layer: gaps grow by (ηβ/2)⟨G_i, M⟩."""
+    g, _ = gradients
+    beta, rate = 0.1, 1e-3
+    step = rate * beta / 2 * g.mean(0)
+    weights = found.counts / len(pairs)
+    told = rate * beta / 2 * (found.pull @ found.made_of.T @ weights)
+    assert np.allclose(g @ step, told, rtol=1e-4, atol=1e-7)
+    share = [((g[pairs.group == a].sum(0) / len(g)) @ g.mean(0)) for a in range(3)]
+    assert np.allclose(found.first_update, share / np.sum(share), rtol=1e-4)
+    assert found.first_update.sum() == pytest.approx(1)
+
+
+def test_strata_are_what_is_answered(found, pairs):
+    inside = found.stratum[15:27]
+    assert len(set(inside)) == 1 and (found.stratum == inside[0]).sum() == 12
+    assert len(found.between) == 4 and found.made_of.sum(1) == pytest.approx(1)
+
+
+def test_what_is_shared_is_shared_by_two_different_pairs(found, gradients):
+    """Against the sum over pairs of different pairs, stratum by stratum."""
+    g, _ = gradients
+    inner = g @ g.T
+    for a in range(3):
+        total = 0.0
+        for s, t in product(np.flatnonzero(found.made_of[a]), repeat=2):
+            one, other = (np.flatnonzero(found.stratum == x) for x in (s, t))
+            block = inner[np.ix_(one, other)]
+            mean = block.mean()
+            if s == t:
+                mean = (block.sum() - block.trace()) / (len(one) * (len(one) - 1))
+            total += found.made_of[a, s] * found.made_of[a, t] * mean
+        assert found.shared[a, a] == pytest.approx(total, rel=1e-3, abs=1e-4)
+
+
+def test_noise_alone_shares_nothing():
+    """Gradients without a common part, half of them along +c and half along −c: on average 0."""
+    rng, n, d = np.random.default_rng(0), 40, 5
+    c, shared = 10 * np.ones(d), []
+    for _ in range(200):
+        g = np.repeat([[1], [-1]], n // 2, 0) * c + rng.normal(size=(n, d))
+        stratum = np.repeat([0, 1], n // 2)
+        means = np.stack([g[stratum == s].mean(0) for s in (0, 1)])
+        made = audit.Audit(
+            ("a",), np.zeros(n, int), stratum, means @ means.T, g @ means.T, (g**2).sum(1),
+            np.zeros(n), np.arange(n), np.full(n, -1),
+        )  # fmt: skip
+        shared.append(made.shared[0, 0])
+    assert abs(np.mean(shared)) < 3 * np.std(shared) / np.sqrt(len(shared))
+    assert np.std(shared) < 0.1
+
+
+def test_others_leave_the_pair_out(found, gradients):
+    g, _ = gradients
+    for i in (0, 4, 15, 20):
+        a, s = found.group[i], found.stratum[i]
+        rest = [j for j in np.flatnonzero(found.stratum == s) if j != i]
+        mean = sum(
+            found.made_of[a, t] * g[rest if t == s else found.stratum == t].mean(0)
+            for t in np.flatnonzero(found.made_of[a])
+        )
+        assert found.others[i] == pytest.approx(g[i] @ mean, rel=1e-3, abs=1e-4)
+
+
+def test_flipping_that_share_stops_the_group(found, gradients):
+    g, _ = gradients
+    alone = found.undone()[:, 0]
+    for a in range(3):
+        members = np.flatnonzero(found.group == a)
+        mean = g[members].mean(0)
+        order = members[np.argsort(-(g[members] @ mean))]
+        flipped = round(alone[a] * len(members))
+        for count, stopped in ((flipped, True), (flipped - 1, False)):
+            signs = np.where(np.isin(members, order[:count]), -1, 1)
+            assert ((signs[:, None] * g[members]).mean(0) @ mean <= 1e-9) == stopped
+
+
+def test_doubles_and_contradictions_are_found(found):
+    assert found.twins.tolist() == [*range(28), 1]
+    assert found.turned[[0, 27]].tolist() == [27, 0] and (found.turned >= 0).sum() == 2
+
+
+def write(folder, name, rows):
+    path = folder / name
+    if name.endswith(".parquet"):
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+PAIR = {"prompt": "Q: why?", "chosen": " Because.", "rejected": " No idea."}
+WHOLE = {key: PAIR["prompt"] + PAIR[key] for key in ("chosen", "rejected")}
+HH = {
+    key: f"\n\nHuman: why?\n\nAssistant:{PAIR[key]}\n\nHuman: and?\n\nAssistant: {key}"
+    for key in ("chosen", "rejected")
+}
+TALK = {
+    "prompt": [{"role": "user", "content": "why?"}],
+    "chosen": [{"role": "assistant", "content": "Because."}],
+    "rejected": [{"role": "assistant", "content": "No idea."}],
+}
+TALKS = {key: TALK["prompt"] + TALK[key] for key in ("chosen", "rejected")}
+PERSONA = {
+    "question": "Would you say this?",
+    "answer_matching_behavior": " No",
+    "answer_not_matching_behavior": " Yes",
+}
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
+def test_pairs_with_a_prompt_and_groups(tmp_path, name):
+    source = write(tmp_path, name, [PAIR | {"topic": "x"}, PAIR | {"topic": "y"}])
+    assert preferences.read(source, "topic") == [PAIR | {"group": g} for g in "xy"]
+
+
+def test_prompts_that_stand_in_the_responses(tmp_path):
+    rows = preferences.read(write(tmp_path, "a.jsonl", [WHOLE, HH, TALKS]))
+    # What both begin with: the first space of the responses, too.
+    assert rows[0]["prompt"] + rows[0]["chosen"] == WHOLE["chosen"]
+    assert rows[0]["prompt"] + rows[0]["rejected"] == WHOLE["rejected"]
+    assert rows[1]["prompt"].endswith("\n\nAssistant:") and rows[1]["prompt"].count("Human") == 1
+    assert {key: rows[2][key] for key in TALK} == TALK
+
+
+def test_statements_of_persona_are_answered_yes_or_no(tmp_path, model):
+    rows = preferences.read(write(tmp_path, "a.jsonl", [PERSONA]))
+    pairs, names = preferences.tokenised(model, rows)
+    assert names == ["all pairs"] and pairs.chosen == ((model.no,),)
+    assert pairs.rejected == ((model.yes,),)
+    assert list(pairs.prompts[0]) == model.tokenizer(PERSONA["question"] + "\n").input_ids
+
+
+def test_of_many_pairs_as_many_are_drawn_as_asked_for(tmp_path):
+    rows = [PAIR | {"prompt": str(i)} for i in range(50)]
+    source = write(tmp_path, "a.jsonl", rows)
+    drawn = [int(row["prompt"]) for row in preferences.read(source, most=10)]
+    assert drawn == sorted(set(drawn)) and len(drawn) == 10
+    assert drawn == [int(row["prompt"]) for row in preferences.read(source, most=10)]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "parts"),
+    [
+        ({"prompt": "x", "good": "y", "rejected": "z"}, None, ["no chosen", "prompt, good"]),
+        (PAIR, "topik", ["unknown column 'topik'"]),
+        (PAIR | {"rejected": PAIR["chosen"]}, None, ["the same", "leave the row out"]),
+        (PAIR | {"chosen": 3}, None, ["chosen = 3", "neither text"]),
+        (PAIR | {"chosen": [{"role": "user"}]}, None, ["neither text", "role and content"]),
+        (PAIR | {"chosen": TALK["chosen"]}, None, ["some of prompt, chosen, rejected are text"]),
+        ({"chosen": "yes", "rejected": "no"}, None, ["share no prompt", "add a column prompt"]),
+        (PERSONA | {"answer_matching_behavior": "Maybe"}, None, ["'Maybe'", "Yes and the other"]),
+        (PERSONA | {"question": ""}, None, ["question", "empty"]),
+        ([1, 2], None, ["not an object"]),
+    ],
+)
+def test_a_bad_row_names_its_line_and_the_remedy(tmp_path, row, column, parts):
+    source = write(tmp_path, "a.jsonl", [PAIR | {"topic": "x"} if column is None else PAIR, row])
+    with pytest.raises(InputError) as caught:
+        preferences.read(source, column)
+    told = str(caught.value)
+    assert all(part in told for part in parts) and "\n" not in told
+    assert column or "line 2" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.csv", b"prompt,chosen\n", "not a .jsonl"),
+        ("a.parquet", b"not parquet", "cannot be read"),
+        ("a.jsonl", b"", "holds no rows"),
+    ],
+)
+def test_a_file_that_is_no_data_set(tmp_path, name, content, part):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=part):
+        preferences.read(str(tmp_path / name))
+
+
+def test_a_name_that_is_no_file_needs_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="no such file, and the hub cannot be reached"):
+        preferences.read("someone/preferences")
+
+
+def test_messages_need_a_template(tmp_path, model):
+    rows = preferences.read(write(tmp_path, "a.jsonl", [TALK]))
+    with pytest.raises(InputError, match="no chat template"):
+        preferences.tokenised(model, rows)
+
+
+def test_messages_go_through_the_template(tmp_path, model, monkeypatch):
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    monkeypatch.setattr(model.tokenizer, "chat_template", template)
+    rows = preferences.read(write(tmp_path, "a.jsonl", [TALK]))
+    pairs, _ = preferences.tokenised(model, rows)
+    told = responses.texts(
+        model, [{"prompt": "<user>why?<assistant>", "chosen": "Because.", "rejected": "No idea."}]
+    )
+    assert (pairs.prompts, pairs.chosen, pairs.rejected) == (
+        told.prompts, told.chosen, told.rejected
+    )  # fmt: skip
+
+
+def test_the_command_writes_a_report_and_its_numbers(tmp_path, capsys):
+    rows = [
+        PAIR | {"prompt": f"<b>{i}</b> why?", "topic": topic, "chosen": f" Because of {i}."}
+        for i, topic in enumerate("xyxyxy")
+    ]
+    out = tmp_path / "report.html"
+    command = [write(tmp_path, "a.jsonl", rows), "--group", "topic", "--model", "tiny-llama"]
+    command += ["--out", str(out), "--device", "cpu"]
+    audit.main(command)
+    page = out.read_text()
+    assert "&lt;b&gt;0&lt;/b&gt; why?" in page and "<b>0</b>" not in page, "texts are escaped"
+    assert "http" not in page, "nothing is fetched"
+    numbers = json.loads(out.with_suffix(".json").read_text())
+    assert list(numbers) == ["x", "y"] and list(numbers["x"]) == list(audit.TERMS)
+    assert numbers["x"]["pairs"] == 3 and str(out) in capsys.readouterr().out
+    audit.main(command)  # a report makes room for the next
+
+
+def test_the_command_overwrites_nothing_else(tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(InputError, match="no report; name another"):
+        audit.main([write(tmp_path, "a.jsonl", [PAIR]), "--out", str(tmp_path / "report.html")])
+    assert (tmp_path / "report.html").read_text() == "mine"
