@@ -441,23 +441,24 @@ def _tiny(kind: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", str]
     base.train_from_iterator(load_behavior("keeps-promises").prompts(), trainer)
     base.add_tokens(["Yes", "No"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>", eos_token="</s>")
-    config = AutoConfig.for_model(
-        {"gemma": "gemma3_text"}.get(kind, kind),
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        sliding_window=16 if kind != "llama" else None,
-        layer_types=["sliding_attention", "full_attention"] if kind == "gemma" else None,
-        tie_word_embeddings=kind == "gemma",
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
+    with _quiet():
+        config = AutoConfig.for_model(
+            {"gemma": "gemma3_text"}.get(kind, kind),
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=512,
+            sliding_window=16 if kind != "llama" else None,
+            layer_types=["sliding_attention", "full_attention"] if kind == "gemma" else None,
+            tie_word_embeddings=kind == "gemma",
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")

@@ -1,6 +1,7 @@
 """The second LLM (Figures 10 to 14): what other chapters run, with another model."""
 
 import hashlib
+import warnings
 from itertools import product
 
 import numpy as np
@@ -142,14 +143,16 @@ def agreement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     def correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
         return stats.spearmanrho(x, y, axis=axis).statistic
 
-    drawn = stats.bootstrap(
-        (one, other),
-        correlation,
-        paired=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    with warnings.catch_warnings():  # of few behaviors some draws are all alike: NaN
+        warnings.simplefilter("ignore")
+        drawn = stats.bootstrap(
+            (one, other),
+            correlation,
+            paired=True,
+            n_resamples=2000,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
     return float(correlation(one, other)), float(drawn.low), float(drawn.high)
 
 
