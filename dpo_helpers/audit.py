@@ -44,6 +44,7 @@ class Audit:
     names     of the groups
     group     (N,) int: the group of each pair
     stratum   (N,) int: the stratum of each pair
+    mirror    (strata,) int: that of the same group and responses with the other preference, or −1
     between   (strata, strata) ⟨M_s, M_s'⟩
     pull      (N, strata) ⟨G_i, M_s⟩
     own       (N,) ‖G_i‖²
@@ -55,6 +56,7 @@ class Audit:
     names: tuple[str, ...]
     group: np.ndarray
     stratum: np.ndarray
+    mirror: np.ndarray
     between: np.ndarray
     pull: np.ndarray
     own: np.ndarray
@@ -98,23 +100,64 @@ class Audit:
     @property
     def others(self) -> np.ndarray:
         """(N,) ⟨G_i, M_a without pair i⟩, a its group: negative where i goes against the others."""
-        rows = np.arange(len(self.own))
-        size = np.bincount(self.stratum)[self.stratum]
-        weight = self.made_of[self.group, self.stratum]
-        inside = self.pull[rows, self.stratum]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            change = np.where(
-                size > 1, weight * (inside - self.own) / (size - 1), -self.own * weight
-            )
-        return (self.pull * self.made_of[self.group]).sum(1) + change
+        return (self._left_out * self.made_of[self.group]).sum(1)
+
+    @property
+    def fit(self) -> np.ndarray:
+        """(N,) ``others`` without what pairs of the same two responses share in either preference.
+
+        A step that makes Yes likelier for any prompt helps all pairs that prefer it and harms the
+        others; in a group it cancels. Of a stratum s with a mirror s' that part of G is
+        (M_s − M_s')/2. Without it, below zero is where the pair would fit better turned round.
+        """
+        rows, size = np.arange(len(self.own)), np.bincount(self.stratum)[self.stratum]
+        strata = np.eye(len(self.mirror))
+        common = np.where(self.mirror[:, None] < 0, 0, (strata - strata[self.mirror]) / 2)
+        rest = (self.made_of @ (strata - common))[self.group]
+        # ⟨C_s, M_t without pair i⟩, C_s the common part.
+        left = (common @ self.between)[self.stratum]
+        along = (self.pull * common[self.stratum]).sum(1) - left[rows, self.stratum]
+        left[rows, self.stratum] -= along / np.maximum(size - 1, 1)
+        return ((self._left_out - left) * rest).sum(1)
+
+    @property
+    def _left_out(self) -> np.ndarray:
+        """(N, strata) ⟨G_i, M_s without pair i⟩; 0 where nothing is left of the stratum."""
+        rows, size = np.arange(len(self.own)), np.bincount(self.stratum)[self.stratum]
+        left = self.pull.copy()
+        rest = size * left[rows, self.stratum] - self.own
+        left[rows, self.stratum] = np.where(size > 1, rest / np.maximum(size - 1, 1), 0)
+        return left
 
     def speeds(self, weights: Sequence[float] | None = None) -> np.ndarray:
         """(groups,) growth of the gap of a new pair of each group, nats per unit of ηβ/2.
 
         In a mixture in which the groups have ``weights``, by default their shares of the pairs.
         """
-        n = self.counts
-        return self.shared @ (n / n.sum() if weights is None else np.asarray(weights))
+        return self.shared @ self._weights(weights)
+
+    def errors(self, weights: Sequence[float] | None = None) -> np.ndarray:
+        """(groups,) standard errors of ``speeds``, had other pairs of the same kinds been drawn.
+
+        From what each pair adds, its product with itself left out; too large by √2 where a group
+        has no signal at all.
+        """
+        rows, size = np.arange(len(self.own)), np.bincount(self.stratum)
+        inside = self.pull[rows, self.stratum]
+        alone = self.own - 2 * inside + self.between.diagonal()[self.stratum]  # ‖G_i − M_s‖²
+        apart = self.pull - self.between[self.stratum]  # ⟨G_i − M_s, M_t⟩
+        apart[rows, self.stratum] -= alone / np.maximum(size - 1, 1)[self.stratum]
+        mixture = self._weights(weights) @ self.made_of
+        found = []
+        for group in self.made_of:
+            adds = group[self.stratum] * (apart @ mixture) + mixture[self.stratum] * (apart @ group)
+            mean = np.bincount(self.stratum, adds) / size
+            square = np.bincount(self.stratum, (adds - mean[self.stratum]) ** 2)
+            found.append(np.sqrt((square / np.maximum(size - 1, 1) / size).sum()))
+        return np.array(found)
+
+    def _weights(self, weights: Sequence[float] | None) -> np.ndarray:
+        return self.counts / len(self.group) if weights is None else np.asarray(weights)
 
     @property
     def first_update(self) -> np.ndarray:
@@ -151,7 +194,7 @@ def audit(model: Model, pairs: responses.Pairs, names: Sequence[str]) -> Audit:
     2RVd(2 + strata) multiplications, beside one pass over the pairs.
     """
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     network, to = model.network, dict(device=model.network.device)
     unembedding = network.get_output_embeddings().weight.detach()
@@ -181,24 +224,29 @@ def audit(model: Model, pairs: responses.Pairs, names: Sequence[str]) -> Audit:
         at, token = place[torch.tensor(at, **to)], torch.tensor(token, **to)
         value = torch.tensor(value, **to).float()
         logit = (h[at] * unembedding[token].float()).sum(-1)
+        if not times.any():  # as of one-token answers: only their rows move
+            words, token = token.unique(return_inverse=True)
+            unembedding = unembedding[words]
         normaliser = torch.cat(
             [(part @ unembedding.T.float()).logsumexp(-1) for part in h.split(responses.CHUNK)]
         )
         gap = torch.zeros(len(pairs), **to).index_add(0, pair[at], value * logit)
         gap.index_add_(0, pair, -times * normaliser)
-        stratum = _strata(pairs)
+        stratum, mirror = _strata(pairs)
         products = _products(h, normaliser, times, pair, (at, token, value), unembedding, stratum)
     twins, turned = _twins(pairs)
-    return Audit(tuple(names), pairs.group, stratum, *products, gap.cpu().numpy(), twins, turned)
+    told = (*products, gap.cpu().numpy(), twins, turned)
+    return Audit(tuple(names), pairs.group, stratum, mirror, *told)
 
 
-def _strata(pairs: responses.Pairs) -> np.ndarray:
-    """(N,) int: ``Audit.stratum``."""
+def _strata(pairs: responses.Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """``stratum`` and ``mirror`` of ``Audit``."""
     kinds = list(zip(pairs.group.tolist(), pairs.chosen, pairs.rejected, strict=True))
     often = {kind for kind, times in Counter(kinds).items() if times >= LEAST}
     names = [kind if kind in often else kind[:1] for kind in kinds]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([number[name] for name in names])
+    mirror = [number.get((name[0], *name[:0:-1]), -1) if name[1:] else -1 for name in number]
+    return np.array([number[name] for name in names]), np.array(mirror)
 
 
 def _products(h, normaliser, times, pair, ones, unembedding, stratum):
@@ -208,7 +256,7 @@ def _products(h, normaliser, times, pair, ones, unembedding, stratum):
     of the e_{y_t}.
     """
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     to = dict(device=h.device)
     at, token, value = ones
@@ -266,9 +314,13 @@ TERMS = {
     "first update": "Share of the group in the first step of training on all groups.",
     "speed": "How fast the gap of a new pair of this group grows at first, trained on all groups. "
     "Negative: the others undo it.",
+    "its error": "Standard error of that speed: how much it would differ for other pairs of the "
+    "same kind. A speed of less than twice its error cannot be told from none.",
     "speed alone": "The same, trained on this group alone.",
+    "error alone": "The standard error of that.",
     "against": "Share of pairs whose gradient points against the mean of the others of their "
-    "group: what mislabelled pairs do, and rare ones.",
+    "group, apart from what all pairs of the same answers share: what mislabelled pairs do, and "
+    "rare ones.",
     "undone by": "Least share of the group's pairs that, with their labels flipped, keep the group "
     "from being learned at the first step, trained alone.",
     "undone in the mixture": "The same, trained on all groups. inf: no share is enough, because "
@@ -292,8 +344,10 @@ def table(found: Audit) -> pd.DataFrame:
         signal / (signal + found.made_of @ found.spread),
         found.first_update,
         found.speeds(),
+        found.errors(),
         shared.diagonal(),
-        mean(found.others < 0),
+        [found.errors(alone)[a] for a, alone in enumerate(np.eye(len(n)))],
+        mean(found.fit < 0),
         *found.undone().T,
     )
     return pd.DataFrame(dict(zip(TERMS, columns, strict=True)), index=list(found.names))
@@ -309,9 +363,10 @@ def cosines(found: Audit) -> pd.DataFrame:
 
 
 def report(found: Audit, rows: Sequence[dict], source: str, model: str, drawn: int = 0) -> str:
-    """The report, one page of HTML that needs nothing else. ``rows`` are the pairs' texts.
+    """The report, one page of HTML that needs nothing else.
 
-    ``drawn``: of how many the pairs were drawn, 0 if they are all.
+    ``rows``: the pairs' texts, as ``preferences.read`` gives them. ``drawn``: of how many they were
+    drawn, 0 if they are all.
     """
     from importlib import resources
 
@@ -320,17 +375,16 @@ def report(found: Audit, rows: Sequence[dict], source: str, model: str, drawn: i
     def told(number: int, value: float) -> dict:
         texts = {key: _text(rows[number][key]) for key in ("prompt", "chosen", "rejected")}
         group = found.names[found.group[number]]
-        return {"number": number + 1, "group": group, "value": f"{value:.3g}"} | texts
+        row = rows[number].get("row", number + 1)
+        return {"number": row, "group": group, "value": f"{value:.3g}"} | texts
 
-    others = np.nan_to_num(found.others)
-    order = np.argsort(others, kind="stable")
+    fit = found.fit
+    order = np.argsort(fit, kind="stable")
     lists = {
-        "Pairs that help their group most": [told(i, others[i]) for i in order[::-1][:10]],
-        "Pairs that go against their group": [
-            told(i, others[i]) for i in order[:10] if others[i] < 0
-        ],
+        "Pairs that help their group most": [told(i, fit[i]) for i in order[::-1][:10]],
+        "Pairs that go against their group": [told(i, fit[i]) for i in order[:10] if fit[i] < 0],
         "The same pair with the preference turned round": [
-            told(i, others[i]) for i in np.flatnonzero(found.turned >= 0)[:10]
+            told(i, fit[i]) for i in np.flatnonzero(found.turned >= 0)[:10]
         ],
     }
     twice = int((found.twins != np.arange(len(rows))).sum())
@@ -354,7 +408,8 @@ def report(found: Audit, rows: Sequence[dict], source: str, model: str, drawn: i
             columns=list(groups),
             groups=[(name, [f"{v:.3g}" for v in values]) for name, *values in groups.itertuples()],
             cosines=[
-                (name, [f"{v:.2f}" for v in row]) for name, *row in cosines(found).itertuples()
+                (name, ["–" if np.isnan(v) else f"{v:.2f}" for v in row])
+                for name, *row in cosines(found).itertuples()
             ],
             lists=[(caption, shown) for caption, shown in lists.items() if shown],
             terms=TERMS,
@@ -384,8 +439,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.pairs < 1:
         raise InputError(f"--pairs {given.pairs}: must be at least 1")
-    if given.out.exists() and not _ours(given.out):
-        raise InputError(f"{given.out}: is there and no report; name another file with --out")
+    beside = given.out.with_suffix(".json")
+    _free(given.out, beside)
     rows = preferences.read(given.source, given.group)
     drawn = len(rows) if len(rows) > given.pairs else 0
     if drawn:
@@ -396,16 +451,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = report(found, rows, Path(given.source).name, model.name, drawn)
     given.out.write_text(page, "utf-8")
     numbers = table(found).replace(np.inf, None).to_dict("index")
-    given.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1), "utf-8")
+    beside.write_text(json.dumps(numbers, indent=1), "utf-8")
     print(table(found).to_string(float_format=lambda value: f"{value:.3g}"))
     print(f"the report: {given.out}")
 
 
-def _ours(path: Path) -> bool:
+def _free(page: Path, numbers: Path) -> None:
+    """Raises InputError unless both can be written, over an earlier report or over nothing."""
+    if page.suffix != ".html" or not page.parent.is_dir():
+        raise InputError(f"--out {page}: must be a .html file in a folder that is there")
     try:
-        return "<!-- dpo_helpers.audit -->" in path.read_text("utf-8")[:200]
+        ours = "<!-- dpo_helpers.audit -->" in page.read_text("utf-8")[:200]
     except (OSError, UnicodeDecodeError):
-        return False
+        ours = False
+    for path in (page, numbers):
+        if path.exists() and not ours:
+            raise InputError(f"{path}: is there and no report; name another file with --out")
 
 
 if __name__ == "__main__":

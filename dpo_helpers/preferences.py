@@ -16,9 +16,9 @@ def read(source: str, column: str | None = None, most: int | None = None) -> lis
     """The pairs of a .jsonl, .jsonl.gz or .parquet file, or of a hub data set's train split.
 
     A row is a dict with ``prompt``, ``chosen``, ``rejected``, texts or lists of messages (dicts of
-    role and content), and ``group``, what stands in ``column``. Read are TRL's formats: with a
-    prompt, or without, where both responses begin with it; and Persona's, whose responses are Yes
-    and No. Of more than ``most`` pairs as many are drawn, with seed 0.
+    role and content), ``group``, what stands in ``column``, and ``row``, its number from 1. Read
+    are TRL's formats: with a prompt, or without, where both responses begin with it; and Persona's,
+    whose responses are Yes and No. Of more than ``most`` pairs as many are drawn, with seed 0.
 
     Raises InputError for a file or row that cannot be read, or keys that are missing, naming the
     row; for a hub that does not answer.
@@ -41,6 +41,7 @@ def read(source: str, column: str | None = None, most: int | None = None) -> lis
         )
     if not rows:
         raise InputError(f"{source}: holds no rows; give a data set with preference pairs")
+    rows = [row | {"row": number} for number, row in enumerate(rows, 1)]
     if most is not None and most < len(rows):
         picks = np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))
         rows = [rows[pick] for pick in picks]

@@ -1,6 +1,10 @@
 """Chapter 10: what is kept of a behavior, and how its predictors are judged."""
 
 import html.parser
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +13,9 @@ from scipy import stats
 
 from dpo_helpers import data, geometry, last_layer
 from dpo_helpers.browse import browse
-from dpo_helpers.config import FIVE, configure
-from dpo_helpers.experiments import atlas
+from dpo_helpers.config import FIVE, TIERS, configure
+from dpo_helpers.experiments import atlas, full_finetuning
+from dpo_helpers.experiments.outline import Outlined
 from dpo_helpers.runs import Records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +39,53 @@ def test_every_behavior_at_hand_and_none_drawn_that_another_chapter_trains():
     assert not {*FIVE, "agreeableness"} & set(drawn)
 
 
+@pytest.fixture
+def collection(tmp_path, records):
+    """Records of a folder with the sample's behaviors, and as many again that no chapter trains."""
+    sample = Path(data.__file__).parent / "sample" / "persona"
+    here = tmp_path / "data" / "persona"
+    here.mkdir(parents=True)
+    for file in sample.glob("*.jsonl"):
+        shutil.copy(file, here)
+        shutil.copy(file, here / f"another-{file.name}")
+    config = replace(records.config, data=str(here.parent), full_batch_size=64)
+    return Records(config, tmp_path / "results")
+
+
+def test_the_draw_is_by_lot_and_replayed_without_the_data(tmp_path, collection, monkeypatch):
+    known = {*TIERS["book"]["behaviors"], TIERS["book"]["calibration"]}
+    here = tmp_path / "many" / "persona"
+    here.mkdir(parents=True)
+    others = [f"behavior-{i:02}" for i in range(30)]
+    for name in {*others, *known}:
+        (here / f"{name}.jsonl").touch()
+    monkeypatch.setenv("DPO_DATA_DIR", str(here.parent))
+    book = Records(configure({}), tmp_path / "book")
+    drawn = atlas.drawn(book)
+    assert drawn == np.random.default_rng(0).choice(others, 20, replace=False).tolist()
+    monkeypatch.delenv("DPO_DATA_DIR")
+    assert atlas.drawn(Records(book.config, book.root)) == drawn
+    assert sorted(atlas.drawn(collection)) == [
+        name for name in data.behaviors(collection.config.data) if name.startswith("another-")
+    ]
+
+
+@pytest.mark.slow
+def test_those_drawn_are_trained_in_full_and_no_hidden_states_are_stored(collection, monkeypatch):
+    monkeypatch.setattr(atlas, "DRAWN", 1)
+    table = atlas.table(collection)
+    assert table.index.tolist() == data.behaviors(collection.config.data)
+    (chosen,) = table.index[table["drawn"]]
+    main = full_finetuning.MAIN["smoke"]
+    assert set(table.index[table["all parameters"].notna()]) == {chosen, *main}
+    loss = atlas.full_run(collection, chosen).arrays["loss"][0, 1]
+    assert table.loc[chosen, "all parameters"] == pytest.approx(np.log(2) - loss.mean())
+    assert not list(collection.root.glob(f"hidden/*/{chosen}"))
+    again = atlas.before_run(collection, chosen).arrays
+    held_out = np.median(np.log(2) - again["loss"][1].mean(0))
+    assert table.loc[chosen, "last layer"] == pytest.approx(held_out, rel=1e-5)
+
+
 def test_of_a_small_collection_all_others_are_drawn(records):
     names = atlas.behaviors_run(records).arrays
     assert names["behaviors"].tolist() == data.behaviors("sample")
@@ -41,8 +93,8 @@ def test_of_a_small_collection_all_others_are_drawn(records):
 
 
 def test_what_is_kept_of_a_behavior(records):
-    """Against the hidden states themselves."""
-    behavior = "loves-gardening"
+    """Against the hidden states themselves, by other formulas."""
+    behavior = "lives-by-stoicism"
     a = atlas.before_run(records, behavior).arrays
     s = records.states(behavior)
     g, labels = s.g[s.train], s.labels[s.train]
@@ -52,9 +104,65 @@ def test_what_is_kept_of_a_behavior(records):
     assert a["along"] * a["apart"] * 2 * a["common"] == pytest.approx(
         plus @ plus - minus @ minus, abs=1e-4
     )
-    assert a["base"][1] == np.float32((labels == np.sign(g @ s.boundary)).mean())
+    sides = [g[labels == side] for side in (1, -1)]
+    covariances = [np.cov(side.T, bias=True) for side in sides]
+    surplus = sum(np.trace(np.cov(side.T)) / len(side) for side in sides)
+    assert a["noise"] == pytest.approx(surplus, rel=1e-5)
+    assert a["spread"] == pytest.approx(max(np.linalg.norm(c, 2) for c in covariances), rel=1e-5)
+    logits = g @ s.rows.T
+    right = np.where(labels > 0, logits[:, 0] > logits[:, 1], logits[:, 1] > logits[:, 0])
+    gap = np.where(labels > 0, logits[:, 0] - logits[:, 1], logits[:, 1] - logits[:, 0])
+    assert a["base"] == pytest.approx([gap.mean(), right.mean()], rel=1e-4)
+    assert right.mean() != 0.5
+    statements = data.load_behavior(behavior)
+    assert a["confidence"] == pytest.approx(np.mean(statements.rows["label_confidence"]))
     assert a["probe"][1] == np.float32(geometry.separable(s.g, s.labels, s.train))
     assert a["loss"].shape == (2, 21, 3) and np.allclose(a["loss"][:, 0], np.log(2))
+
+
+def test_a_row_of_the_table(monkeypatch):
+    """What is kept of one behavior, under its columns."""
+    loss = np.stack([np.full((3, 2), 9.0), [[0.7, 0.7], [0.5, 0.4], [0.3, 0.1]]])
+    kept = {"apart": 5, "noise": 9, "common": 50, "along": 0.1, "spread": 7}
+    kept |= {"confidence": 0.9, "length": 30, "loss": loss}
+    kept |= {"certified": [[0, 0.1, 0.2], [0, 0.4, 0.5]], "probe": [1.5, 0.8], "base": [-2, 0.4]}
+    runs = {
+        "before_run": {name: np.array(value) for name, value in kept.items()},
+        "full_run": {"loss": np.array([[[9, 9], [0.6, 0.2]]])},
+        "behaviors_run": {"behaviors": np.array(["it"]), "drawn": np.array(["it"])},
+    }
+    for name, arrays in runs.items():
+        monkeypatch.setattr(atlas, name, lambda *_, a=arrays: SimpleNamespace(arrays=a))
+    row = atlas.table(BOOK).loc["it"]
+    expected = {"apart": 5, "clean": 4, "common": 50, "along": 0.1, "spread": 7}
+    expected |= {"certified": 0.1, "certified, most": 0.3, "probe margin": 1.5}
+    expected |= {"probe accuracy": 0.8, "base gap": -2, "base accuracy": 0.4}
+    expected |= {"confidence": 0.9, "length": 30, "drawn": True}
+    # The losses of two seeds have means .5 and .4.
+    expected |= {"last layer": np.log(2) - 0.45, "all parameters": np.log(2) - 0.4}
+    assert dict(row) == pytest.approx(expected)
+
+
+def test_a_probe_is_scored_on_the_statements_left_out():
+    """One number tells the sides apart, ±1 when standardised; of four held out one is wrong."""
+    labels = np.tile([1, -1], 22)
+    train = np.arange(44) < 40
+    for size in (1.0, 10.0):
+        g = size * labels[:, None].astype(float)
+        assert atlas.probe(g, labels, train) == pytest.approx((1, 1), abs=1e-3)
+        g[-1] *= -1
+        assert atlas.probe(g, labels, train) == pytest.approx((0.5, 0.75), abs=1e-3)
+
+
+def test_which_run_is_that_of_all_parameters(monkeypatch):
+    """At the scaled rate; the states of the case study are stored, of others an outline is."""
+    made = []
+    monkeypatch.setattr(full_finetuning, "factor", lambda _: 3.0)
+    monkeypatch.setattr(full_finetuning, "trained_run", lambda *how: made.append(how))
+    for behavior in (FIVE[0], "openness"):
+        atlas.full_run(BOOK, behavior)
+    assert [how[1:] for how in made] == [([b], 0.01, 3e-5, 0) for b in (FIVE[0], "openness")]
+    assert [type(how[0]) for how in made] == [Records, Outlined]
 
 
 def test_the_certificate_holds_for_gradient_descent(records):
@@ -108,26 +216,49 @@ def test_an_advantage_is_a_difference_of_rank_correlations():
 def test_a_reason_for_the_surprise_is_found():
     table = found()
     surprise = atlas.surprise(table, "last layer, all")
-    assert surprise.sum() == 0
+    assert surprise.sum() == pytest.approx(0, abs=1e-3)
+    assert surprise @ table["apart"].rank() == pytest.approx(0, abs=1e-3)
     assert stats.spearmanr(surprise, table["length"]).statistic > 0.5
     told = atlas.reasons_table(table).loc["length of the prompt, tokens", "last layer, all"]
     assert float(told.split()[0]) > 0.5
 
 
-def test_few_behaviors_get_a_dash():
+def test_what_tells_no_more_than_the_distance_explains_no_surprise():
+    """Speed and reason are noisy ‖b̂‖, each with noise of its own: false alarms are rare."""
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(200):
+        table = pd.DataFrame({"apart": rng.normal(size=100)})
+        for name in ("last layer", "spread"):
+            table[name] = table["apart"] + 0.75 * rng.normal(size=100)
+        surprise = atlas.surprise(table, "last layer, all")
+        alarms.append(stats.spearmanr(surprise, table["spread"]).pvalue < 0.05)
+    assert np.mean(alarms) < 0.1
+
+
+def test_a_dash_where_behaviors_are_few_or_no_rank_is_defined():
     table = found(12).assign(drawn=False)
     assert (atlas.predictors_table(table)["all parameters, drawn"] == "–").all()
+    table["probe accuracy"], table["confidence"] = 1.0, np.nan
+    for told in (atlas.predictors_table(table), atlas.advantage_table(table)):
+        dashes = told["last layer, all"] == "–"
+        assert dashes[dashes].index.tolist() == ["linear probe, accuracy"]
+    assert atlas.reasons_table(table).loc["label confidence, mean", "last layer, all"] == "–"
     assert (atlas.reasons_table(table.head(5)) == "–").all(axis=None)
+    table["last layer"] = table["apart"]
+    assert not atlas.surprise(table, "last layer, all").any()
+    assert (atlas.reasons_table(table)["last layer, all"] == "–").all()
 
 
 def test_pairs_that_the_bounds_part_are_decided():
     table = found(4).assign(drawn=False)
-    table["certified"], table["certified, most"] = [0.0, 1, 2, 3], [0.5, 2.5, 2.6, 4]
+    table["certified"], table["certified, most"] = [0.0, 1, 2, 3], [0.5, 2.5, 3, 4]
     table["last layer"], table["apart"] = [0.0, 1, 2, -1], [4.0, 3, 2, 1]
     row = atlas.decided_table(table).loc["last layer, all"]
-    # Undecided is the pair in the middle; the last is the slowest, against the bounds.
-    assert row["pairs"] == 6 and row["proven"] == pytest.approx(5 / 6)
-    assert row["of these as proven"] == pytest.approx(2 / 5)
+    # Undecided are the second and third, and, by equal bounds, the third and fourth; the fourth is
+    # the slowest, against its bounds.
+    assert row["pairs"] == 6 and row["proven"] == pytest.approx(4 / 6)
+    assert row["of these as proven"] == pytest.approx(2 / 4)
     assert row["all as ‖b̂‖ says"] == pytest.approx(3 / 6)
 
 

@@ -1,6 +1,8 @@
 """The audit: first gradients against autograd, a reader's data and its faults, the report."""
 
+import dataclasses
 import json
+import re
 from itertools import product
 
 import numpy as np
@@ -114,6 +116,15 @@ def test_what_is_shared_is_shared_by_two_different_pairs(found, gradients):
         assert found.shared[a, a] == pytest.approx(total, rel=1e-3, abs=1e-4)
 
 
+def of_gradients(g, group, stratum, mirror) -> audit.Audit:
+    """What the audit would tell of gradients (N, numbers)."""
+    means = np.stack([g[stratum == s].mean(0) for s in range(len(mirror))])
+    products = (means @ means.T, g @ means.T, (g**2).sum(1))
+    rest = (np.zeros(len(g)), np.arange(len(g)), np.full(len(g), -1))
+    names = tuple("abc"[: group.max() + 1])
+    return audit.Audit(names, group, stratum, np.array(mirror), *products, *rest)
+
+
 def test_noise_alone_shares_nothing():
     """Gradients without a common part, half of them along +c and half along −c: on average 0."""
     rng, n, d = np.random.default_rng(0), 40, 5
@@ -121,14 +132,29 @@ def test_noise_alone_shares_nothing():
     for _ in range(200):
         g = np.repeat([[1], [-1]], n // 2, 0) * c + rng.normal(size=(n, d))
         stratum = np.repeat([0, 1], n // 2)
-        means = np.stack([g[stratum == s].mean(0) for s in (0, 1)])
-        made = audit.Audit(
-            ("a",), np.zeros(n, int), stratum, means @ means.T, g @ means.T, (g**2).sum(1),
-            np.zeros(n), np.arange(n), np.full(n, -1),
-        )  # fmt: skip
+        made = of_gradients(g, np.zeros(n, int), stratum, [1, 0])
         shared.append(made.shared[0, 0])
     assert abs(np.mean(shared)) < 3 * np.std(shared) / np.sqrt(len(shared))
     assert np.std(shared) < 0.1
+
+
+def drawn(rng, n, signal):
+    """Audits' products of made-up gradients: two groups of two strata each, on ±c as in Persona."""
+    c, stratum = 10 * np.ones(6), np.repeat(np.arange(4), n)
+    sign, group = np.where(stratum % 2, -1, 1), stratum // 2
+    g = sign[:, None] * c + signal * np.eye(6)[group] + rng.normal(size=(4 * n, 6))
+    return of_gradients(g, group, stratum, [1, 0, 3, 2])
+
+
+@pytest.mark.parametrize(("signal", "factor"), [(2.0, 1.0), (0.0, 2**0.5)])
+def test_errors_are_those_of_drawing_again(signal, factor):
+    rng, weights = np.random.default_rng(0), [0.25, 0.75]
+    audits = [drawn(rng, 30, signal) for _ in range(300)]
+    for how in (None, weights, [1, 0]):
+        speeds = np.array([found.speeds(how) for found in audits])
+        told = np.array([found.errors(how) for found in audits]).mean(0)
+        scatter = speeds.std(0, ddof=1)
+        assert np.allclose(told, factor * scatter, rtol=0.15)
 
 
 def test_others_leave_the_pair_out(found, gradients):
@@ -141,6 +167,48 @@ def test_others_leave_the_pair_out(found, gradients):
             for t in np.flatnonzero(found.made_of[a])
         )
         assert found.others[i] == pytest.approx(g[i] @ mean, rel=1e-3, abs=1e-4)
+
+
+def test_a_wrong_label_fits_its_group_less_whatever_the_answer():
+    """Two clouds along b with a long common part c, one label in ten wrong, more of one side."""
+    rng, n = np.random.default_rng(0), 400
+    truth = np.where(np.arange(n) < 260, 1, -1)
+    wrong = rng.random(n) < 0.1
+    label = np.where(wrong, -truth, truth)
+    b, c = np.array([3.0, 0, 0, 0, 0, 0]), np.array([0.3, 20, 0, 0, 0, 0])
+    g = label[:, None] * (c + truth[:, None] * b / 2 + rng.normal(size=(n, 6)))
+    stratum = (label < 0).astype(int)
+    found = of_gradients(g, np.zeros(n, int), stratum, [1, 0])
+    # A pair lies 1.5 deviations from the middle along b: none divides better than Φ(1.5) = 0.93.
+    assert (found.fit[wrong] < 0).mean() > 0.85 and (found.fit[~wrong] < 0).mean() < 0.12
+    assert (found.others[~wrong] < 0).mean() > 0.3, "the other measure sees the answers"
+    plain = dataclasses.replace(found, mirror=np.array([-1, -1]))
+    assert np.allclose(plain.fit, plain.others)
+
+
+def test_what_is_taken_off_is_what_both_preferences_share(gradients, found, pairs):
+    """⟨G_i − C, M_a without i⟩ from whole gradients, of a group with two mirrored strata."""
+    g, _ = gradients
+    g = np.concatenate([g[15:27], g[:11]])
+    stratum = np.repeat([0, 1], [12, 11])
+    means = np.stack([g[stratum == s].mean(0) for s in (0, 1)])
+    made = of_gradients(g, np.zeros(23, int), stratum, [1, 0])
+    common = (means[0] - means[1]) / 2
+    for i in (0, 11, 12, 22):
+        left = [g[(stratum == s) & (np.arange(23) != i)].mean(0) for s in (0, 1)]
+        told = (g[i] - (common if i < 12 else -common)) @ (left[0] + left[1]) / 2
+        assert made.fit[i] == pytest.approx(told, rel=1e-6)
+
+
+def test_strata_that_mirror_each_other(pairs):
+    members = np.arange(15, 27)
+    one, other = pairs.take(members), pairs.take(members).flipped()
+    columns = (getattr(one, x) + getattr(other, x) for x in ("prompts", "chosen", "rejected"))
+    both = responses.Pairs(*columns, np.ones(24, int))
+    assert audit._strata(both)[1].tolist() == [1, 0]
+    apart = dataclasses.replace(both, group=np.repeat([0, 1], 12))
+    assert audit._strata(apart)[1].tolist() == [-1, -1], "of another group"
+    assert (audit._strata(pairs)[1] == -1).all()
 
 
 def test_flipping_that_share_stops_the_group(found, gradients):
@@ -192,7 +260,8 @@ PERSONA = {
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
 def test_pairs_with_a_prompt_and_groups(tmp_path, name):
     source = write(tmp_path, name, [PAIR | {"topic": "x"}, PAIR | {"topic": "y"}])
-    assert preferences.read(source, "topic") == [PAIR | {"group": g} for g in "xy"]
+    expected = [PAIR | {"group": group, "row": row} for row, group in enumerate("xy", 1)]
+    assert preferences.read(source, "topic") == expected
 
 
 def test_prompts_that_stand_in_the_responses(tmp_path):
@@ -215,8 +284,10 @@ def test_statements_of_persona_are_answered_yes_or_no(tmp_path, model):
 def test_of_many_pairs_as_many_are_drawn_as_asked_for(tmp_path):
     rows = [PAIR | {"prompt": str(i)} for i in range(50)]
     source = write(tmp_path, "a.jsonl", rows)
-    drawn = [int(row["prompt"]) for row in preferences.read(source, most=10)]
+    read = preferences.read(source, most=10)
+    drawn = [int(row["prompt"]) for row in read]
     assert drawn == sorted(set(drawn)) and len(drawn) == 10
+    assert [row["row"] - 1 for row in read] == drawn, "the number in the file"
     assert drawn == [int(row["prompt"]) for row in preferences.read(source, most=10)]
 
 
@@ -304,8 +375,35 @@ def test_the_command_writes_a_report_and_its_numbers(tmp_path, capsys):
     audit.main(command)  # a report makes room for the next
 
 
-def test_the_command_overwrites_nothing_else(tmp_path):
-    (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(InputError, match="no report; name another"):
-        audit.main([write(tmp_path, "a.jsonl", [PAIR]), "--out", str(tmp_path / "report.html")])
-    assert (tmp_path / "report.html").read_text() == "mine"
+@pytest.mark.parametrize(
+    ("there", "out", "part"),
+    [
+        ("report.html", "report.html", "report.html: is there and no report; name another"),
+        ("report.json", "report.html", "report.json: is there and no report; name another"),
+        ("report.json", "report.json", "must be a .html file"),
+        ("report.html", "nowhere/report.html", "in a folder that is there"),
+    ],
+)
+def test_the_command_overwrites_nothing_else(tmp_path, there, out, part):
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(InputError, match=re.escape(part)):
+        audit.main([write(tmp_path, "a.jsonl", [PAIR]), "--out", str(tmp_path / out)])
+    assert (tmp_path / there).read_text() == "mine"
+
+
+def test_a_report_names_the_rows_of_the_file(found, pairs):
+    rows = [PAIR | {"row": 1000 + i} for i in range(len(pairs))]
+    page = audit.report(found, rows, "pairs", "tiny-llama", drawn=5000)
+    assert ">1000<" in page and ">1027<" in page, "the pair turned round and its counterpart"
+    assert "of 5000, drawn" in page
+
+
+def test_of_one_token_answers_the_rest_of_the_vocabulary_is_left_out(model, pairs, found):
+    """Alone, and beside pairs of which it is not: the same products."""
+    members = np.arange(15, 27)
+    alone = audit.audit(model, pairs.take(members), NAMES)
+    s = found.stratum[15]
+    assert np.allclose(alone.own, found.own[members], rtol=1e-5)
+    assert np.allclose(alone.gap, found.gap[members], rtol=1e-5)
+    assert alone.between[0, 0] == pytest.approx(found.between[s, s], rel=1e-5)
+    assert np.allclose(alone.pull[:, 0], found.pull[members, s], rtol=1e-5)

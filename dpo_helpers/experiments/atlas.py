@@ -210,39 +210,46 @@ def _interval(rho: tuple[float, float, float]) -> str:
     return "{:.2f} ({:.2f} to {:.2f})".format(*rho)
 
 
+def _told(correlation: Callable[..., tuple[float, float, float]], *columns: pd.Series) -> str:
+    """A correlation of columns (m,) in words; a dash for m < ``FEW``, NaN, or equal values."""
+    if any(len(x) < FEW or x.isna().any() or x.nunique() < 2 for x in columns):
+        return "–"
+    return _interval(correlation(*(x.to_numpy() for x in columns)))
+
+
 def predictors_table(found: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation of each predictor with each speed of ``table``, with 95 % intervals.
 
-    A dash where there are fewer than ``FEW`` behaviors.
+    A dash where there are fewer than ``FEW`` behaviors, or no correlation is defined.
     """
     rows = {}
     for name, title in PREDICTORS.items():
         rows[title] = {}
         for what, select in SPEEDS.items():
             y = select(found)
-            x = found.loc[y.index, name]
-            rows[title][what] = (
-                _interval(agreement(x.to_numpy(), y.to_numpy())) if len(y) >= FEW else "–"
-            )
+            rows[title][what] = _told(agreement, found.loc[y.index, name], y)
     return pd.DataFrame(rows).T
 
 
-def advantage(
-    one: np.ndarray, other: np.ndarray, speeds: np.ndarray, resamples: int = 2000
-) -> tuple[float, float, float]:
+def advantage(one: np.ndarray, other: np.ndarray, speeds: np.ndarray) -> tuple[float, float, float]:
     """By how much the rank correlation with ``speeds`` (m,) is higher for ``one`` than ``other``.
 
-    With a 95 % interval from drawing behaviors with replacement.
+    With a 95 % interval from drawing behaviors with replacement, the three (m,) together.
     """
 
-    def difference(rows: np.ndarray) -> float:
-        y = speeds[rows]
-        a, b = (stats.spearmanr(x[rows], y).statistic for x in (one, other))
-        return a - b
+    def difference(a: np.ndarray, b: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+        first, second = (stats.spearmanrho(x, y, axis=axis).statistic for x in (a, b))
+        return first - second
 
-    rng, m = np.random.default_rng(0), len(speeds)
-    picks = [difference(rng.integers(m, size=m)) for _ in range(resamples)]
-    return (difference(np.arange(m)), *np.quantile(picks, (0.025, 0.975)))
+    drawn = stats.bootstrap(
+        (one, other, speeds),
+        difference,
+        paired=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(difference(one, other, speeds)), float(drawn.low), float(drawn.high)
 
 
 def advantage_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -254,17 +261,22 @@ def advantage_table(found: pd.DataFrame) -> pd.DataFrame:
         rows[title] = {}
         for what, select in SPEEDS.items():
             y = select(found)
-            one, other = (found.loc[y.index, x].to_numpy() for x in (name, "apart"))
-            rows[title][what] = (
-                _interval(advantage(one, other, y.to_numpy())) if len(y) >= FEW else "–"
-            )
+            one, other = (found.loc[y.index, x] for x in (name, "apart"))
+            rows[title][what] = _told(advantage, one, other, y)
     return pd.DataFrame(rows).T
 
 
 def surprise(found: pd.DataFrame, what: str) -> pd.Series:
-    """Ranks by a speed of ``SPEEDS`` less ranks by ‖b̂‖: positive where learned faster than told."""
-    y = SPEEDS[what](found)
-    return y.rank() - found.loc[y.index, "apart"].rank()
+    """Ranks by a speed of ``SPEEDS`` less those that a line in ranks by ‖b̂‖ gives, least squares.
+
+    Positive where learned faster than foretold. Less the ranks by ‖b̂‖ themselves it would correlate
+    with all that ‖b̂‖ correlates with, be it a reason or not.
+    """
+    y = SPEEDS[what](found).rank()
+    if len(y) < 2:
+        return y - y
+    x = found.loc[y.index, "apart"].rank()
+    return (y - np.polyval(np.polyfit(x, y, 1), x)).round(6)
 
 
 def reasons_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -274,9 +286,7 @@ def reasons_table(found: pd.DataFrame) -> pd.DataFrame:
         rows[title] = {}
         for what in SPEEDS:
             y = surprise(found, what)
-            x = found.loc[y.index, name]
-            known = len(y) >= FEW and x.notna().all() and x.nunique() > 1
-            rows[title][what] = _interval(agreement(x.to_numpy(), y.to_numpy())) if known else "–"
+            rows[title][what] = _told(agreement, found.loc[y.index, name], y)
     return pd.DataFrame(rows).T
 
 
