@@ -24,6 +24,8 @@ def read(source: str, column: str | None = None, most: int | None = None) -> lis
     row; for a hub that does not answer.
     """
     path = Path(source)
+    if path.name.endswith((".jsonl", ".jsonl.gz", ".parquet")) and not path.is_file():
+        raise InputError(f"{source}: no such file; give the path of one, or a data set of the hub")
     rows: list[dict] = []
 
     def take(row: object, where: str) -> dict:
