@@ -1,0 +1,325 @@
+"""Reliability: kill a run at a random moment, look at what it left, and run it again.
+
+    python -m benchmarks.reliability [KIND …]
+
+A kind of work is run once undisturbed. Then it is begun anew as often as ``KINDS`` says, and each
+time killed (SIGKILL, with the processes that it started) at a moment drawn uniformly, with a seed,
+from the duration of the undisturbed run. Every file that stands under its final name must then be
+as before or as the undisturbed run leaves it; those that grow, as training goes on, must be
+readable. The same command, run again, must end as the undisturbed run did: the same files with the
+same content, bit by bit, but for dates and durations. Results are written to ``reliability.json``
+as they come; what is there is not tried again.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+from dpo_helpers import checkpoint
+from dpo_helpers.errors import InputError
+from dpo_helpers.runs import ROOT, read, replace
+
+from .mutations import copied
+
+RESULTS = Path(__file__).parent / "reliability.json"
+NOTEBOOK, RECORDED = "04_learning_guarantees", "01_case_study"
+STEPS = 600
+LIMIT = 1800  # seconds that a run may take
+_CONVERT = """
+import sys
+from dpo_helpers import models
+wheel, gguf = sys.argv[1:]
+models.CARDS["fake"] = models.Card(
+    name="fake", what="", licence="", parameters="", d=16,
+    wheels=(("dpo-fake==1.0", wheel),), gguf_sha256=gguf,
+)
+models.converted("fake")
+"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of work in a folder of its own, which is the cache, the registry and the project.
+
+    start     what is there before, made from the folder of what all attempts share
+    command   the arguments of Python
+    reached   how far a killed run has come, in words
+    """
+
+    kills: int
+    start: Callable[[Path, Path], None]
+    command: Callable[[Path], list[str]]
+    reached: Callable[[Path], str]
+
+
+def nothing(folder: Path, shared: Path) -> None:
+    """Begin with an empty folder."""
+
+
+def train(folder: Path) -> list[str]:
+    words = f"-m dpo_helpers.finetune {folder}/run --model tiny-llama --behavior keeps-promises"
+    words += f" --precision float32 --learning-rate 1e-3 --beta 0.1 --epochs {STEPS // 3}"
+    return [*words.split(), "--save-every", "10"]
+
+
+def steps(folder: Path) -> str:
+    log = folder / "run" / "metrics.jsonl"
+    done = log.read_bytes().count(b"\n") - 1 if log.exists() else 0
+    return f"step {done} of {STEPS}"
+
+
+def wheels(folder: Path, shared: Path) -> None:
+    """Begin with a registry that has a wheel of a small model, 100 MB in 16 bit."""
+    from tests.test_faults import gguf_file, wheel
+
+    there = shared / "wheels"
+    if not there.exists():
+        there.mkdir(parents=True)
+        content = gguf_file(shared / "model.gguf", wide=1 << 20)
+        sums = [wheel(there, content), hashlib.sha256(content).hexdigest()]
+        (there / "sums").write_text(" ".join(sums))
+    shutil.copytree(there, folder / "wheels")
+
+
+def convert(folder: Path) -> list[str]:
+    return ["-c", _CONVERT, *(folder / "wheels" / "sums").read_text().split()]
+
+
+def converting(folder: Path) -> str:
+    if any(folder.glob("cache/models/*/SHA256SUMS")):
+        return "converted"
+    (work,) = list(folder.glob("cache/models/*.part")) or [None]
+    if work is None:
+        return "not begun"
+    return "converting" if (work / "model").exists() else "fetching"
+
+
+def project(folder: Path, shared: Path) -> None:
+    """Begin with a copy of the project without any record."""
+    (folder / "root").mkdir()
+    copied(folder / "root")
+
+
+def record(folder: Path) -> list[str]:
+    return ["-m", "dpo_helpers.experiments", "smoke", RECORDED]
+
+
+def recorded(folder: Path) -> str:
+    return f"{len(list(folder.glob('root/build/runs/smoke/**/run.json')))} records"
+
+
+def older(folder: Path, shared: Path) -> None:
+    """Begin with the project, its hidden states, and an older notebook in the new one's place."""
+    project(folder, shared)
+    there = shared / "states"
+    if not there.exists():
+        run(["-m", "dpo_helpers.experiments", "smoke", "hidden"], folder)
+        shutil.copytree(folder / "root" / "build", there)
+    shutil.copytree(there, folder / "root" / "build", dirs_exist_ok=True)
+    page = folder / "root" / "build" / "smoke" / "notebooks" / f"{NOTEBOOK}.ipynb"
+    page.parent.mkdir(parents=True)
+    cells = [nbformat.v4.new_markdown_cell("An older notebook.", id="older")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), page)
+
+
+def execute(folder: Path) -> list[str]:
+    page = folder / "root" / "build" / "smoke" / "notebooks" / f"{NOTEBOOK}.ipynb"
+    return ["-m", "workflow.notebook", NOTEBOOK, "smoke", str(page)]
+
+
+KINDS = {
+    "training": Kind(13, nothing, train, steps),
+    "conversion": Kind(12, wheels, convert, converting),
+    "notebook": Kind(13, older, execute, recorded),
+    "record": Kind(12, project, record, recorded),
+}
+
+
+def run(arguments: list[str], folder: Path, kill_after: float | None = None) -> bool:
+    """Run Python in the folder; whether it was killed ``kill_after`` so many seconds.
+
+    Raises InputError for a run that fails by itself.
+    """
+    root = folder / "root" if (folder / "root").exists() else ROOT
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DPO_")}
+    environment |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
+    if root == ROOT:
+        environment |= {"DPO_CACHE_DIR": str(folder / "cache"), "PIP_NO_INDEX": "1"}
+        environment |= {"PIP_FIND_LINKS": str(folder / "wheels")}
+    (folder / "tmp").mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, told = process.communicate(timeout=kill_after or LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if kill_after is None:
+            raise InputError(f"{arguments}: no end within {LIMIT} s") from None
+        return True
+    if process.returncode:
+        raise InputError(f"{arguments}: failed ({told[-500:].strip()})")
+    return False
+
+
+def names(folder: Path) -> list[str]:
+    """The files that runs write under a folder: all but locks, and what was there to begin with."""
+    kept = []
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        given = name.startswith(("tmp/", "wheels/")) or path.suffix == ".lock"
+        given |= name.startswith("root/") and not name.startswith("root/build/")
+        if path.is_file() and not given:
+            kept.append(name)
+    return kept
+
+
+def files(folder: Path) -> dict[str, str]:
+    """The hash of each of these files, dates and durations apart."""
+    return {name: hashlib.sha256(content(folder / name)).hexdigest() for name in names(folder)}
+
+
+def content(path: Path) -> bytes:
+    """What a file says, without what differs from run to run."""
+    if path.name == "metrics.jsonl":
+        lines = path.read_text().splitlines()
+        kept = [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+        return json.dumps(kept).encode()
+    if path.name == "run.json":
+        info = json.loads(path.read_text())
+        return json.dumps({k: info[k] for k in sorted({*info} - {"date", "wall_seconds"})}).encode()
+    if path.suffix == ".ipynb":
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if "nbval-ignore-output" in cell.metadata.get("tags", []):
+                cell.outputs = []
+        return nbformat.writes(notebook).encode()
+    return path.read_bytes()
+
+
+def partial(name: str) -> bool:
+    """Whether a file is by its name one that was still being written."""
+    return any(part.startswith(".") or part.endswith(".part") for part in Path(name).parts)
+
+
+def corrupt(folder: Path, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """The files under their final names that a kill has left as they should not be.
+
+    ``before`` and ``after`` are the ``files`` with which the undisturbed run begins and ends.
+    """
+    bad = []
+    for name in names(folder):
+        if partial(name):
+            continue
+        path = folder / name
+        try:
+            if path.name == "metrics.jsonl":
+                good = growing(path)
+            elif path.name == "checkpoint.safetensors":
+                good = bool(checkpoint.read(path)) and "step" in checkpoint.facts(path)
+            else:
+                digest = hashlib.sha256(content(path)).hexdigest()
+                good = digest in (before.get(name), after.get(name))
+            if path.name == "run.json":
+                good = good and read(path.parent) is not None
+        except (InputError, ValueError, OSError, KeyError) as error:
+            good, name = False, f"{name} ({error})"
+        if not good:
+            bad.append(name)
+    return bad
+
+
+def growing(path: Path) -> bool:
+    """Whether a log of training has every step up to some, once; a last line may be cut short."""
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+    return [json.loads(line)["step"] for line in lines[1:]] == list(range(len(lines) - 1))
+
+
+def attempt(name: str, number: int, shared: Path, about: dict) -> dict:
+    """Begin a run, kill it, look at what is left, run it again; ``about`` is the undisturbed one.
+
+    A run that has ended before its moment is begun anew with another.
+    """
+    kind, moments = KINDS[name], random.Random(f"{name} {number}")
+    while True:
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work)
+            kind.start(folder, shared)
+            moment = moments.random()
+            if not run(kind.command(folder), folder, moment * about["seconds"]):
+                continue
+            reached, bad = kind.reached(folder), corrupt(folder, about["before"], about["after"])
+            left = [str(Path(name)) for name in names(folder) if partial(name)]
+            problem = ""
+            try:
+                run(kind.command(folder), folder)
+            except InputError as error:
+                problem = str(error)
+            found = {} if problem else files(folder)
+        return {
+            "kind": name,
+            "number": number,
+            "moment": round(moment, 3),
+            "seconds": round(moment * about["seconds"], 1),
+            "reached": reached,
+            "corrupt": bad,
+            "unfinished": len(left),
+            "problem": problem,
+            "differs": sorted(
+                n for n in {*found, *about["after"]} if found.get(n) != about["after"].get(n)
+            ),
+        }
+
+
+def undisturbed(name: str, shared: Path) -> dict:
+    """How a kind of work runs if nobody kills it: its seconds, its files before and after."""
+    kind = KINDS[name]
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        kind.start(folder, shared)
+        before, began = files(folder), time.monotonic()
+        run(kind.command(folder), folder)
+        return {"seconds": time.monotonic() - began, "before": before, "after": files(folder)}
+
+
+def main(kinds: list[str]) -> None:
+    """All attempts, of these kinds or of all, that are not in ``reliability.json`` yet."""
+    rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
+    with tempfile.TemporaryDirectory() as work:
+        for name in kinds or KINDS:
+            done = {row["number"] for row in rows if row["kind"] == name}
+            left = [number for number in range(KINDS[name].kills) if number not in done]
+            about = undisturbed(name, Path(work)) if left else {}
+            for number in left:
+                rows.append(attempt(name, number, Path(work), about))
+                print(json.dumps(rows[-1]), flush=True)
+                rows.sort(key=lambda row: ([*KINDS].index(row["kind"]), row["number"]))
+                text = "[\n" + ",\n".join(" " + json.dumps(row) for row in rows) + "\n]\n"
+                replace(RESULTS, text.encode())
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as problem:
+        sys.exit(f"error: {problem}")
