@@ -176,9 +176,13 @@ def main(files: list[str]) -> None:
 def save(mutations: list[Mutation], known: dict[tuple, dict]) -> None:
     """Write ``mutations.json``: what is known of those listed, in their order."""
     places = [(m.file, m.old, m.new) for m in mutations]
-    rows = [known[place] for place in places if place in known]
-    text = "[\n" + ",\n".join(" " + json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
-    replace(RESULTS, text.encode())
+    write(RESULTS, [known[place] for place in places if place in known])
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Replace a file of JSON by these rows, a line each."""
+    text = ",\n".join(" " + json.dumps(row, ensure_ascii=False) for row in rows)
+    replace(path, f"[\n{text}\n]\n".encode())
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ import nbformat
 
 from dpo_helpers import checkpoint
 from dpo_helpers.errors import InputError
-from dpo_helpers.runs import ROOT, read, replace
+from dpo_helpers.runs import ROOT, read
 
-from .mutations import copied
+from .mutations import copied, write
 
 RESULTS = Path(__file__).parent / "reliability.json"
 NOTEBOOK, RECORDED = "04_learning_guarantees", "01_case_study"
@@ -269,7 +269,7 @@ def attempt(name: str, number: int, shared: Path, about: dict) -> dict:
             if not run(kind.command(folder), folder, moment * about["seconds"]):
                 continue
             reached, bad = kind.reached(folder), corrupt(folder, about["before"], about["after"])
-            left = [str(Path(name)) for name in names(folder) if partial(name)]
+            left = [name for name in names(folder) if partial(name)]
             problem = ""
             try:
                 run(kind.command(folder), folder)
@@ -314,8 +314,7 @@ def main(kinds: list[str]) -> None:
                 rows.append(attempt(name, number, Path(work), about))
                 print(json.dumps(rows[-1]), flush=True)
                 rows.sort(key=lambda row: ([*KINDS].index(row["kind"]), row["number"]))
-                text = "[\n" + ",\n".join(" " + json.dumps(row) for row in rows) + "\n]\n"
-                replace(RESULTS, text.encode())
+                write(RESULTS, rows)
 
 
 if __name__ == "__main__":

@@ -441,18 +441,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--pairs {given.pairs}: must be at least 1")
     beside = given.out.with_suffix(".json")
     _free(given.out, beside)
-    rows = preferences.read(given.source, given.group)
-    drawn = len(rows) if len(rows) > given.pairs else 0
-    if drawn:
-        rows = preferences.read(given.source, given.group, given.pairs)
+    whole = preferences.read(given.source, given.group)
+    rows = preferences.drawn(whole, given.pairs)
     model = models.load(given.model, given.device)
     pairs, names = preferences.tokenised(model, rows)
     found = audit(model, pairs, names)
-    page = report(found, rows, Path(given.source).name, model.name, drawn)
+    drawn_from = len(whole) if len(whole) > len(rows) else 0
+    page = report(found, rows, Path(given.source).name, model.name, drawn_from)
     given.out.write_text(page, "utf-8")
-    numbers = table(found).replace(np.inf, None).to_dict("index")
-    beside.write_text(json.dumps(numbers, indent=1), "utf-8")
-    print(table(found).to_string(float_format=lambda value: f"{value:.3g}"))
+    numbers = table(found)
+    told = numbers.replace(np.inf, None).to_dict("index")
+    beside.write_text(json.dumps(told, indent=1), "utf-8")
+    print(numbers.to_string(float_format=lambda value: f"{value:.3g}"))
     print(f"the report: {given.out}")
 
 

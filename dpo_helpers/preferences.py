@@ -12,13 +12,13 @@ from .models import Model
 _ANSWERS = ("answer_matching_behavior", "answer_not_matching_behavior")
 
 
-def read(source: str, column: str | None = None, most: int | None = None) -> list[dict]:
+def read(source: str, column: str | None = None) -> list[dict]:
     """The pairs of a .jsonl, .jsonl.gz or .parquet file, or of a hub data set's train split.
 
     A row is a dict with ``prompt``, ``chosen``, ``rejected``, texts or lists of messages (dicts of
     role and content), ``group``, what stands in ``column``, and ``row``, its number from 1. Read
     are TRL's formats: with a prompt, or without, where both responses begin with it; and Persona's,
-    whose responses are Yes and No. Of more than ``most`` pairs as many are drawn, with seed 0.
+    whose responses are Yes and No.
 
     Raises InputError for a file or row that cannot be read, or keys that are missing, naming the
     row; for a hub that does not answer.
@@ -44,10 +44,14 @@ def read(source: str, column: str | None = None, most: int | None = None) -> lis
     if not rows:
         raise InputError(f"{source}: holds no rows; give a data set with preference pairs")
     rows = [row | {"row": number} for number, row in enumerate(rows, 1)]
-    if most is not None and most < len(rows):
-        picks = np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))
-        rows = [rows[pick] for pick in picks]
     return rows
+
+
+def drawn(rows: list[dict], most: int) -> list[dict]:
+    """Of more than ``most`` rows as many, drawn with seed 0 and in their order."""
+    if len(rows) <= most:
+        return rows
+    return [rows[i] for i in np.sort(np.random.default_rng(0).choice(len(rows), most, False))]
 
 
 def _table(source: str):
@@ -75,7 +79,7 @@ def _row(row: object, where: str, column: str | None) -> dict:
     group = "all pairs"
     if column is not None:
         if column not in row:
-            raise unknown("column", column, map(str, row)) from None
+            raise unknown("column", column, map(str, row))
         group = str(row[column])
     if "question" in row:
         given = [row.get(key) for key in ("question", *_ANSWERS)]

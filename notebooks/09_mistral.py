@@ -314,9 +314,7 @@ for b in second_llm.two(records):
             arm: (np.arange(len(values)), values)
             for arm, values in zip(arms, runs, strict=True)
         }
-plots.lines(
-    panels, "step", hues=misalignment.HUES, dashed=arms[2:], across=2
-)
+plots.lines(panels, "step", hues=misalignment.HUES, dashed=arms[2:], across=2)
 
 # %% tags=["hide-input"]
 table = second_llm.lead_table(records).astype(float).round(4)

@@ -284,11 +284,11 @@ def test_statements_of_persona_are_answered_yes_or_no(tmp_path, model):
 def test_of_many_pairs_as_many_are_drawn_as_asked_for(tmp_path):
     rows = [PAIR | {"prompt": str(i)} for i in range(50)]
     source = write(tmp_path, "a.jsonl", rows)
-    read = preferences.read(source, most=10)
+    read = preferences.drawn(preferences.read(source), 10)
     drawn = [int(row["prompt"]) for row in read]
     assert drawn == sorted(set(drawn)) and len(drawn) == 10
     assert [row["row"] - 1 for row in read] == drawn, "the number in the file"
-    assert drawn == [int(row["prompt"]) for row in preferences.read(source, most=10)]
+    assert drawn == [int(row["prompt"]) for row in preferences.drawn(preferences.read(source), 10)]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ..runs import Records, Run
 from . import full_finetuning
 from .outline import Outlined
 from .second_llm import agreement, noise
-from .shared import learning_rate
+from .shared import bootstrapped, learning_rate
 
 # How many behaviors are drawn to be trained in full.
 DRAWN = 20
@@ -241,15 +241,7 @@ def advantage(one: np.ndarray, other: np.ndarray, speeds: np.ndarray) -> tuple[f
         first, second = (stats.spearmanrho(x, y, axis=axis).statistic for x in (a, b))
         return first - second
 
-    drawn = stats.bootstrap(
-        (one, other, speeds),
-        difference,
-        paired=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(difference(one, other, speeds)), float(drawn.low), float(drawn.high)
+    return bootstrapped(difference, one, other, speeds)
 
 
 def advantage_table(found: pd.DataFrame) -> pd.DataFrame:

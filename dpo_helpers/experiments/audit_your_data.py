@@ -11,7 +11,6 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
 
 from .. import data, finetune, last_layer, models, preferences, responses
 from ..audit import Audit, audit, table
@@ -416,6 +415,8 @@ def noise_table(records: Records) -> pd.DataFrame:
     fit least; chance is ``NOISE``. ``against`` and ``against before``: what ``audit.table`` tells,
     with labels turned round and without.
     """
+    from sklearn.metrics import roc_auc_score
+
     rows = {}
     for number, behaviors in enumerate(mixtures(records)):
         a = told_run(records, number).arrays

@@ -1,7 +1,6 @@
 """The second LLM (Figures 10 to 14): what other chapters run, with another model."""
 
 import hashlib
-import warnings
 from itertools import product
 
 import numpy as np
@@ -14,7 +13,7 @@ from ..hidden import hidden_states
 from ..runs import Records, Run
 from . import distributional_changes, full_finetuning, misalignment
 from .outline import Outlined
-from .shared import SECOND, distinguishability, pairs
+from .shared import SECOND, bootstrapped, distinguishability, pairs
 
 # The other behavior of Figures 11 and 14.
 OTHER = {
@@ -135,25 +134,10 @@ def noise(g: np.ndarray, labels: np.ndarray) -> float:
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's correlation of two measures of the same behaviors (m,), and a 95 % interval.
-
-    The interval is the bootstrap's: behaviors drawn with replacement, quantiles.
-    """
-
-    def correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
-        return stats.spearmanrho(x, y, axis=axis).statistic
-
-    with warnings.catch_warnings():  # of few behaviors some draws are all alike: NaN
-        warnings.simplefilter("ignore")
-        drawn = stats.bootstrap(
-            (one, other),
-            correlation,
-            paired=True,
-            n_resamples=2000,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    return float(correlation(one, other)), float(drawn.low), float(drawn.high)
+    """Spearman's correlation of two measures of the same behaviors (m,), and a 95 % interval."""
+    return bootstrapped(
+        lambda x, y, axis=-1: stats.spearmanrho(x, y, axis=axis).statistic, one, other
+    )
 
 
 def surveyed(records: Records) -> pd.DataFrame:

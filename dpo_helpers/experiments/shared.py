@@ -1,10 +1,12 @@
 """What the chapters share: measured states, the learning rate, runs of the last layer."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy import stats
 
 from .. import last_layer
 from ..config import Config
@@ -58,6 +60,27 @@ def distinguishability(records: Records, behaviors: Sequence[str] | None = None)
     """‖μ̂₊ − μ̂₋‖ of ``behaviors``, or of the configuration's, before training: (behaviors,)."""
     behaviors = records.config.behaviors if behaviors is None else behaviors
     return np.array([records.states(b).geometry.distinguishability for b in behaviors])
+
+
+def bootstrapped(
+    statistic: Callable[..., np.ndarray], *columns: np.ndarray
+) -> tuple[float, float, float]:
+    """A statistic of columns (m,), a row a behavior, and a 95 % interval.
+
+    The interval is the bootstrap's: behaviors drawn with replacement, quantiles. NaN where draws
+    of few behaviors are all alike.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = stats.bootstrap(
+            columns,
+            statistic,
+            paired=True,
+            n_resamples=2000,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        return float(statistic(*columns)), float(drawn.low), float(drawn.high)
 
 
 def learning_rate(records: Records) -> float:
