@@ -234,9 +234,9 @@ speeds.astype(float).round(3)
 # %% [markdown]
 # The second model keeps the order better than the first. At the paper's rate it is perfect. At the
 # scaled one two neighbours change places, the second and the fourth of the paper's order, whose
-# distances in this model differ by less than three per cent. In {ref}`ev-theory-carries` the first
-# model broke the order because the second behavior was learned before the fifth; here the fifth
-# comes first, at both rates, and at the paper's rate by a hair.
+# distances in this model are nearly equal. In {ref}`ev-theory-carries` the first model broke the
+# order because the second behavior was learned before the fifth; here the fifth comes first, at
+# both rates, and at the paper's rate by a hair.
 
 # %% [markdown]
 # (ev-figure-twelve)=
@@ -286,13 +286,12 @@ table.set_index(["pair", "η"])
 
 # %% [markdown]
 # Both claims pass, and the second pair nevertheless speaks against the theory. Under this model, as
-# under the paper's, (a) has the larger priority gap, by more than a factor of two. At the scaled
-# rate its losses differ by about two thirds more than those of (b). At the paper's rate they differ
-# by three per cent more, which is a tie: what decides the verdict there is no evidence. And in (b)
-# it is the *less* distinguishable behavior, of the lower priority, whose loss is the lower at every
-# step, at both rates. So a gap in $P$ did not even tell which of the two is learned first. The
-# priority levels (5) are about the first step of the last layer; where the layers below take part,
-# something else made the difference.
+# under the paper's, (a) has the larger priority gap, and by far. At the scaled rate its losses
+# differ clearly more than those of (b). At the paper's rate the two differ all but equally: what
+# decides the verdict there is no evidence. And in (b) it is the *less* distinguishable behavior, of
+# the lower priority, whose loss is the lower at every step, at both rates. So a gap in $P$ did not
+# even tell which of the two is learned first. The priority levels (5) are about the first step of
+# the last layer; what made the difference in the layers below, they do not say.
 
 # %% [markdown]
 # (ev-figure-eleven)=
@@ -324,8 +323,10 @@ table.rename(index=lambda name: plots.short(name, 40), level=0)
 # The lead is positive for both behaviors at both rates, in training and held out: the claim
 # reproduces under the second model. It is the smaller by far for the behavior of low
 # distinguishability, as under the first one: there alignment had changed little that could be
-# undone. And a lead over the epoch is no lead at its end. At the scaled rate the curve from the
-# base model has by then overtaken that of this behavior.
+# undone. And a lead over the epoch need not be one at its end. On the last batch the loss from the
+# base model is the lower in every panel but one, that of the second behavior at the scaled rate. Of
+# the held-out statements, the base model's run has overtaken the other with the first behavior at
+# the scaled rate, and nowhere else.
 
 # %% [markdown]
 # (ev-figure-thirteen)=

@@ -131,8 +131,23 @@ def test_second_llm(records):
     assert (leads > 0).all(axis=None)
     low, high = (leads.xs(b, level="behavior") for b in second_llm.two(records))
     assert (low.to_numpy() < high.to_numpy() / 4).all()
-    losses = misalignment.flipped(other, [second_llm.two(records)[0]], "scaled", "loss")[0, 0]
-    assert losses[0, 1, -1] < losses[1, 1, -1]
+    overtaken = {
+        (b == second_llm.two(records)[0], name, what): losses[0][np.isfinite(losses[0])][-1]
+        < losses[1][np.isfinite(losses[1])][-1]
+        for b in second_llm.two(records)
+        for name in rates
+        for what, losses in zip(
+            ("batch", "held out"),
+            misalignment.flipped(other, [b], name, "loss")[0, 0].swapaxes(0, 1),
+            strict=True,
+        )
+    }
+    assert [k for k, so in overtaken.items() if k[2] == "batch" and not so] == [
+        (False, "scaled", "batch")
+    ]
+    assert [k for k, so in overtaken.items() if k[2] == "held out" and so] == [
+        (True, "scaled", "held out")
+    ]
 
     for (b, rate), arrays in distributional_changes.trained(
         other, second_llm.two(records), 0.01
