@@ -178,6 +178,20 @@ def test_pairs():
             assert all(len(pairs.take(lot).tree().tokens) <= most for lot in lots)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_texts_are_in_one_piece_and_closed(name):
+    """Prompt and response are read together; the end-of-sequence token closes each response."""
+    model = load(name)
+    rows = list(data.load_pairs())
+    pairs = responses.texts(model, rows)
+    tokenizer = model.tokenizer
+    for what, found in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
+        for row, prompt, response in zip(rows, pairs.prompts, found, strict=True):
+            *whole, end = prompt + response
+            assert end == tokenizer.eos_token_id and end not in response[:-1]
+            assert whole == tokenizer(row["prompt"] + row[what])["input_ids"]
+
+
 def trl(name, rows, settings, steps):
     """Losses and gradients of TRL's DPOTrainer on our pairs, in our order."""
     pytest.importorskip("trl")
@@ -262,6 +276,24 @@ def test_equals_trl(name, kind, tmp_path):
         assert found.keys() == wanted.keys()
         for weight, gradient in wanted.items():
             assert (found[weight] - gradient).norm() < 1e-4 * gradient.norm(), weight
+
+
+def test_a_smaller_last_batch_has_its_own_mean(tmp_path):
+    """The gradient of 5 pairs in batches of 3: of the last one, of the mean over its 2."""
+    model, fresh = load(), load()
+    pairs = long(fresh).take(range(5))
+    settings = Settings(**FAST | dict(learning_rate=1e-12), batch_size=3, clip=1e9)
+    gradients = []
+    with watched(model.network, gradients):
+        train(model, pairs, settings, tmp_path / "run", progress=False)
+    lots = batches(len(pairs), settings)
+    assert [len(lot) for lot in lots] == [3, 2]
+    for lot, found in zip(lots, gradients, strict=True):
+        gap = padded(fresh.network, pairs.take(lot))
+        fresh.network.zero_grad()
+        dpo.loss(settings.beta * (gap - gap.detach())).mean().backward()
+        for n, weight in fresh.network.named_parameters():
+            assert (found[n] - weight.grad).norm() < 1e-4 * weight.grad.norm(), n
 
 
 def test_held_out_loss_is_a_plain_evaluation(tmp_path):
