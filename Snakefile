@@ -68,7 +68,7 @@ rule hidden_states:
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
 AFTER = dict.fromkeys(
-    ("06_distributional_changes", "07_misalignment", "09_mistral"),
+    ("06_distributional_changes", "07_misalignment", "09_mistral", "10_atlas"),
     f"{BUILD}/runs/05_full_finetuning.done",
 )
 # A chapter's module is named as it is, but for one that tells its model.

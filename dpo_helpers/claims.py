@@ -1,5 +1,6 @@
 """The claims ledger: verdicts computed from recorded runs, and the scorecard they write."""
 
+import json
 import operator
 import sys
 from collections.abc import Callable
@@ -172,18 +173,29 @@ def table(notebook: str, records: Records) -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """The scorecard of the book tier's runs, replayed as for its chapters."""
+def summary(verdicts: list[Verdict]) -> str:
+    """The verdict on each claim by its id, as JSON: what pages of prose look up."""
+    found = {v.claim.id: v.verdict for v in verdicts}
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def pages() -> dict[str, str]:
+    """What the book tier's runs, replayed as for its chapters, say: files of ``book/`` by name."""
     records = Records(configure({"tier": "book"}))
     for chapter in CHAPTERS.values():
         for run in chapter:
             run(records)
-    return scorecard([judge(claim, records) for claim in ledger()], records.provenance())
+    verdicts = [judge(claim, records) for claim in ledger()]
+    return {
+        "scorecard.md": scorecard(verdicts, records.provenance()),
+        "verdicts.json": summary(verdicts),
+    }
 
 
 def main() -> None:
-    """Write ``book/scorecard.md``."""
-    replace(ROOT / "book" / "scorecard.md", page().encode())
+    """Write ``book/scorecard.md`` and ``book/verdicts.json``."""
+    for name, text in pages().items():
+        replace(ROOT / "book" / name, text.encode())
 
 
 if __name__ == "__main__":

@@ -268,6 +268,50 @@ from dpo_helpers import claims
 display(Markdown(claims.table("00_setup", records)))
 
 # %% [markdown]
+# ```{exercise} What preferences cannot say
+# :label: ex-shift
+# Add to the reward any function $c(x)$ of the prompt alone. Show that neither {eq}`eq-bt` nor
+# {eq}`eq-reward` nor the optimum of {prf:ref}`thm-optima` changes. What does change, and can any
+# number of preferences between two responses to the same prompt tell?
+# ```
+#
+# ````{solution} ex-shift
+# :class: dropdown
+# In $r(x, y_w) - r(x, y_l)$ the shift cancels, so preferences, and with them $\mathcal L_R$, are the
+# same. In $\pi^*$ the factor $e^{c(x)/\beta}$ does not depend on $y$ and goes into $Z(x)$. The
+# *value* changes: {eq}`eq-rlhf` rises by $\mathbb E_x[c(x)]$ for every policy. Preferences between
+# responses to one prompt say nothing of it: how good a prompt's answers are as a whole, they cannot
+# tell.
+#
+# ```python
+# shifted = rewards + torch.tensor([[5.0], [0.0], [-5.0]])
+# print(torch.allclose(dpo.rlhf_optimum(reference, shifted, temperature).exp(), closed))
+# ```
+# ````
+#
+# ```{exercise} The other 500 rows
+# :label: ex-other-rows
+# Training adds $\delta$ to the row of Yes and takes it from the row of No. Let $u = \delta\cdot g(x)$.
+# At what rates, as $u$ grows from 0, do $\log\pi({\rm Yes}\mid x)$, $\log\pi({\rm No}\mid x)$ and
+# $\log\pi(y\mid x)$ of another token $y$ change? Their rows stay: do their probabilities?
+# ```
+#
+# ````{solution} ex-other-rows
+# :class: dropdown
+# With $Z = \sum_y e^{W_U[y]\cdot g}$ over all tokens,
+# $\frac{d}{du}\log Z = \pi({\rm Yes}) - \pi({\rm No}) =: D$, and so the rates are $1 - D$, $-1 - D$ and
+# $-D$. As $|D| < 1$, Yes always rises and No always falls: for one-token answers DPO cannot, as it
+# may for longer ones, lower the chosen response's probability along with the rejected one's. All other
+# tokens share the rate $-D$: they lose where Yes is the likelier answer, and gain where No is.
+#
+# ```python
+# delta = torch.randn(g.shape[1], generator=draw, dtype=torch.float64) / 100
+# after = (g @ torch.cat([head[:1] + delta, head[1:2] - delta, head[2:]]).T).log_softmax(-1)
+# change, up = after - log_probs, g @ delta > 0
+# print((change[up, 0] > 0).all(), (change[up, 1] < 0).all(), change[:, 2:].std(1).max())
+# ```
+# ````
+#
 # **To try.** Set `temperature` to 0.05: how close do the numerical optima still come to the closed
 # form? Which of the two searches suffers first, and why? (Look at how flat $\sigma$ is.)
 

@@ -384,6 +384,50 @@ display(
 display(Markdown(claims.table("01_case_study", records)))
 
 # %% [markdown]
+# ```{exercise} Ten steps, by hand
+# :label: ex-ten-steps
+# Predict from the table of distinguishabilities how far each behavior has moved after ten balanced
+# steps ({numref}`fig-balanced`, right). The same formula says too little of the first step. What does
+# it leave out, and why is that forgotten by the tenth?
+# ```
+#
+# ````{solution} ex-ten-steps
+# :class: dropdown
+# While margins are small, $\|W_U(t) - W_U(0)\| \approx \frac{\sqrt2}4\eta\beta\,t\,\|\hat\mu_+ - \hat\mu_-\|$.
+# A step sees the means of $|B|/2$ statements a side, and their errors are independent of the signal:
+# in the square they add $\nu = ({\rm Tr}\,\hat\Sigma_+ + {\rm Tr}\,\hat\Sigma_-)\,/\,(|B|/2)$. Signals of $t$ steps add
+# up, errors only in the square: $t^2\|\hat\mu_+ - \hat\mu_-\|^2 + t\nu$ under the root. The code takes the
+# larger of the two traces for both, which makes $\nu$ a little too large.
+#
+# ```python
+# apart = np.array([m.distinguishability for m in measured.values()])
+# nu = np.array([4 * m.cov_trace / config.batch_size for m in measured.values()])
+# for t in (1, 10):
+#     signal, all_of_it = t * apart, np.sqrt((t * apart) ** 2 + t * nu)
+#     print(t, *(np.sqrt(2) / 4 * eta * config.beta * part for part in (signal, all_of_it)))
+#     print(t, np.median(balanced["distance"][:, t], -1))
+# ```
+# ````
+#
+# ```{exercise} When the common mean is louder
+# :label: ex-louder
+# In a uniform minibatch of $|B|$ statements, each Yes or No with probability one half, how large is the
+# part of the first step along the common mean $\mu$, in the root mean square, against the part along
+# $\hat\mu_+ - \hat\mu_-$? From which $|B|$ on is it the smaller one?
+# ```
+#
+# ````{solution} ex-louder
+# :class: dropdown
+# $n_+ - n_-$ has variance $|B|$, so that the part along $\mu$ has length
+# $\frac{\eta\beta}2\|\mu\|/\sqrt{|B|}$; the other one has $\frac{\eta\beta}4\|\hat\mu_+ - \hat\mu_-\|$. They are equal
+# at $|B| = 4\|\mu\|^2/\|\hat\mu_+ - \hat\mu_-\|^2$. Compare, with the longer of the two means for $\mu$:
+#
+# ```python
+# for name, m in measured.items():
+#     print(name, 4 * (m.mean_norm / m.distinguishability) ** 2, config.batch_size, m.n)
+# ```
+# ````
+#
 # **To try.**
 #
 # - `papermill notebooks/01_case_study.ipynb out.ipynb -p learning_rate 30.0`: what happens above

@@ -534,8 +534,8 @@ assert ratios[3.99] < 1 + 1e-9 and ratios[4.05] > 100
 # `````
 #
 # `theory.saturation` finds the end of the interval by Newton's method from the right. The function whose root it seeks is convex, so the iterates stay
-# on the right of the root: each is a valid bound. The check is a long run: $d = 256$, $n = 1000$,
-# $\Delta = \frac12$, coordinates of standard deviation .3, $\kappa = .02$.
+# on the right of the root: each is a valid bound. The check, {numref}`fig-saturation`, is a long run:
+# $d = 256$, $n = 1000$, $\Delta = \frac12$, coordinates of standard deviation .3, $\kappa = .02$.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "A long run: linear at first, then slower than √t.", "name": "fig-saturation"}, "image": {"alt": "Distance moved against step on logarithmic axes, with three bounds. The measured curve follows the linear bound of Theorem A for about ten steps, then bends; the saturation bound bends with it and stays close, while the linear bound runs away."}}
 long = rate_of_change.saturation_run(records).arrays
@@ -593,7 +593,7 @@ table.set_index("t").round(2)
 # The condition $\kappa \le 4$ is about the data, and is checked on the data: no probability is spent on
 # it. The check counts how often $\|\hat b\|$ exceeds the bound at $p = .05$, in Gaussian data with
 # $n = 1000$, $\Delta = 0$; by
-# Theorem A this is how often 4.1′ fails at $t = 1$.
+# Theorem A this is how often {prf:ref}`thm-4-1-prime` fails at $t = 1$.
 
 # %%
 draw = np.random.default_rng(0)

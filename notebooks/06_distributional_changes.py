@@ -444,7 +444,7 @@ if "scaled" in pair["η"] and (pair["η"].scaled > pair["η"].paper).all():
 # (ev-other-pictures)=
 # ## The other pictures
 #
-# Figures 23 to 26 have the other behaviors, Figures 20 to 22 the other values of $\beta$ for the first. In each column, from above: before and after, each
+# Figures 23 to 26 have the other behaviors, Figures 20 to 22 the other values of $\beta$ for the first. In each column of {numref}`fig-all-planes`, from above: before and after, each
 # fitted by itself; and both fitted together, at the last of the learning rates above. Before training there is no $\beta$, so that {numref}`fig-beta-planes` leaves
 # the first row out.
 

@@ -297,7 +297,7 @@ table.set_index(["pair", "η"])
 # (ev-figure-eleven)=
 # ## Misalignment
 #
-# Figure 11 is Figure 9 for the second model: one run on flipped labels from the base model, one
+# {numref}`fig-eleven`, the paper's Figure 11, is Figure 9 for the second model: one run on flipped labels from the base model, one
 # from the model aligned on the true labels for an epoch, all else equal, and each measured against
 # the model that it starts from. Both losses so begin at $\log 2$. The third curve starts from the
 # aligned model and keeps the base model as its reference: there the loss begins where alignment has

@@ -65,6 +65,23 @@ def test_figures_have_caption_label_and_alt_text(path):
             assert len(about["image"]["alt"]) > 40
 
 
+def test_every_figure_theorem_and_exercise_can_be_found():
+    """Figures and theorems are referred to in the text; every chapter has a solved exercise."""
+    notebooks = {path: path.read_text("utf-8") for path in (ROOT / "notebooks").glob("*.py")}
+    everything = [*notebooks.values(), *(p.read_text("utf-8") for p in ROOT.glob("book/*.md"))]
+    labels = [r'"name": "(fig-[\w-]+)"', r"\{figure-md\} ([\w-]+)"]
+    labels.append(r"\{prf:\w+\}[^\n]*\n(?:# )?:label: ([\w-]+)")
+    text = "\n".join(everything)
+    found = {label for pattern in labels for label in re.findall(pattern, text)}
+    assert len(found) > 60
+    referred = set(re.findall(r"\{(?:numref|prf:ref|ref)\}`(?:[^`<]*<)?([\w-]+)>?`", text))
+    assert found <= referred, f"never referred to: {sorted(found - referred)}"
+    for path, source in notebooks.items():
+        exercises = re.findall(r"\{exercise\}[^\n]*\n# :label: ([\w-]+)", source)
+        assert exercises, f"no exercise in {path.name}"
+        assert set(exercises) == set(re.findall(r"\{solution\} ([\w-]+)", source))
+
+
 @pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
 def test_stored_outputs_are_clean_and_fresh(path):
     text = path.read_text()

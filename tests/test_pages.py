@@ -18,6 +18,7 @@ from workflow import book
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 MATHJAX = ROOT / "build" / "mathjax" / "node_modules" / "mathjax"
+AXE = ROOT / "build" / "mathjax" / "node_modules" / "axe-core" / "axe.min.js"
 CDN = "https://cdn.jsdelivr.net/npm/mathjax@3/"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
@@ -159,6 +160,52 @@ def test_a_page_fits_a_phone(served, browser, page):
         "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
     assert overflow <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_browser
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_light(served, browser, page):
+    """A page and what it loads from the book's own site, in bytes as they are sent."""
+    browser.set_window_size(1280, 1000)
+    browser.get("about:blank")
+    browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    browser.get(f"{served['book']}/{page}.html")
+    browser.execute_async_script(SETTLE)
+    sent = browser.execute_script(
+        "return [...performance.getEntriesByType('navigation'),"
+        " ...performance.getEntriesByType('resource')]"
+        ".filter(e => e.name.startsWith(location.origin) && !e.name.includes('/mathjax/'))"
+        ".map(e => [e.name, e.transferSize])"
+    )
+    assert len(sent) > 5
+    assert sum(size for _, size in sent) < 2_000_000, sorted(sent, key=lambda each: -each[1])[:5]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_browser
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not installed (.ci/run does that)")
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_no_serious_violation_of_accessibility(served, browser, page):
+    """By axe's rules for WCAG 2, levels A and AA."""
+    browser.set_window_size(1280, 1000)
+    browser.get(f"{served['book']}/{page}.html")
+    browser.execute_async_script(SETTLE)
+    browser.execute_script(AXE.read_text("utf-8"))
+    found = browser.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa'], resultTypes: ['violations']})"
+        ".then(r => done(r.violations), e => done(String(e)))"
+    )
+    assert isinstance(found, list), found
+    serious = [
+        (rule["id"], [node["html"][:150] for node in rule["nodes"]][:3], len(rule["nodes"]))
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+    ]
+    assert not serious
 
 
 @pytest.mark.slow

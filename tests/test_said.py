@@ -6,6 +6,7 @@ import pytest
 
 from dpo_helpers.config import configure
 from dpo_helpers.experiments import (
+    atlas,
     distributional_changes,
     full_finetuning,
     hh_rlhf,
@@ -157,3 +158,54 @@ def test_second_llm(records):
         assert (found["apart"][1] > 3 * found["apart"][0]).all()
         below = found["q2"][1, 0] < other.states(b).along[0]
         assert below or (b == second_llm.two(records)[0] and rate == rates["paper"])
+
+
+def test_atlas(records):
+    """What chapter 10 says of its tables."""
+    found = atlas.table(records)
+
+    def told(make, what, of):
+        y = atlas.SPEEDS[what](found)
+        return make(found.loc[y.index, of], y)
+
+    def rho(of, what):
+        return told(lambda x, y: second_llm.agreement(x.to_numpy(), y.to_numpy()), what, of)
+
+    def ahead(of, what):
+        apart = found["apart"]
+        return told(
+            lambda x, y: atlas.advantage(x.to_numpy(), apart[y.index].to_numpy(), y.to_numpy()),
+            what,
+            of,
+        )
+
+    held_out, training = "last layer, all", "last layer, training"
+    for best in ("apart", "certified"):
+        assert rho(best, held_out)[0] > 0.9 and rho(best, training)[0] > 0.99
+    middle, low, high = ahead("certified", held_out)
+    assert low < 0 < high and abs(middle) < 0.02
+    for worse in ("probe margin", "probe accuracy", "base accuracy", "base gap"):
+        assert ahead(worse, held_out)[2] < 0
+    for little in ("base accuracy", "base gap"):
+        assert rho(little, held_out)[0] < 0.4
+    few = [rho(of, "all parameters, drawn") for of in list(atlas.PREDICTORS)[:5]]
+    assert max(low for _, low, _ in few) < min(high for *_, high in few)
+    assert all(high - low > 0.25 and middle > 0.8 for middle, low, high in few)
+
+    decided = atlas.decided_table(found)
+    assert (decided[["proven", "of these as proven"]] > 0.9).all(axis=None)
+    assert decided.loc[training, "of these as proven"] > 0.99
+    for what in set(decided.index) - {training}:
+        share, all_of_them = decided.loc[what, ["of these as proven", "all as ‖b̂‖ says"]]
+        assert 0 < share - all_of_them < 0.05
+
+    outside = 0
+    for what in set(atlas.SPEEDS) - {training}:
+        surprise = atlas.surprise(found, what)
+        for reason in atlas.REASONS:
+            x = found.loc[surprise.index, reason].to_numpy()
+            _, low, high = second_llm.agreement(x, surprise.to_numpy())
+            outside += not low < 0 < high
+    assert outside == 1
+    largest = atlas.surprise(found, held_out).abs().sort_values().index[-5:]
+    assert (atlas.surprise(found, training)[largest].abs() < 5).all()

@@ -1,8 +1,9 @@
 """The book: its pages and one tier's executed notebooks, rendered by Jupyter Book.
 
-python -m workflow.book TIER
+python -m workflow.book TIER; with ``links`` behind it, its external links are asked for instead.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -47,20 +48,42 @@ def render(tier: str) -> Path:
 
     Raises CalledProcessError on any warning: a broken reference is an error.
     """
-    source, target = stage(tier), ROOT / "build" / tier / "html"
-    built = ROOT / "build" / tier / "rendering"
-    shutil.rmtree(built, ignore_errors=True)
-    command = ["jupyter-book", "build", str(source), "--path-output", str(built)]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run([*command, "-W", "-n", "--keep-going", "-q"], check=True, env=environment)
+    target, built = ROOT / "build" / tier / "html", ROOT / "build" / tier / "rendering"
+    _build(stage(tier), built, "-W", "-n", "--keep-going", "-q")
     shutil.rmtree(target, ignore_errors=True)
     (built / "_build" / "html").rename(target)
     shutil.rmtree(built)
     return target
 
 
+def broken_links(tier: str) -> list[str]:
+    """The external links of a tier's pages that do not answer, a line each: page, address, why."""
+    built = ROOT / "build" / tier / "links"
+    try:
+        _build(stage(tier), built, "-q", "--builder", "linkcheck")
+    except subprocess.CalledProcessError:
+        if not list(built.rglob("output.json")):
+            raise
+    (found,) = built.rglob("output.json")
+    links = [json.loads(line) for line in found.read_text("utf-8").splitlines()]
+    return [
+        f"{link['filename']}: {link['uri']}: {link['info']}"
+        for link in links
+        if link["status"] in ("broken", "timeout")
+    ]
+
+
+def _build(source: Path, built: Path, *options: str) -> None:
+    shutil.rmtree(built, ignore_errors=True)
+    command = ["jupyter-book", "build", str(source), "--path-output", str(built)]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run([*command, *options], check=True, env=environment)
+
+
 if __name__ == "__main__":
     try:
+        if sys.argv[2:] == ["links"]:
+            sys.exit("\n".join(broken_links(sys.argv[1])) or 0)
         print(render(sys.argv[1]).relative_to(ROOT) / "index.html")
     except subprocess.CalledProcessError:
         sys.exit("error: the book was not rendered; the warnings above say why")

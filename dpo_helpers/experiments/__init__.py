@@ -10,6 +10,7 @@ from ..errors import unknown
 from ..models import prepare
 from ..runs import Records, Run
 from . import (
+    atlas,
     case_study,
     distributional_changes,
     full_finetuning,
@@ -34,6 +35,7 @@ _MODULES = {
     "07_misalignment": misalignment,
     "08_hh_rlhf": hh_rlhf,
     "09_mistral": second_llm,
+    "10_atlas": atlas,
 }
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {

@@ -17,8 +17,10 @@ from .outline import Outlined
 from .second_llm import agreement, noise
 from .shared import bootstrapped, learning_rate
 
-# How many behaviors are drawn to be trained in full.
+# How many behaviors are drawn to be trained in full, and how many of them, in the order of the
+# draw, are trained so far.
 DRAWN = 20
+TRAINED = 10
 # Of fewer behaviors no rank correlation is told.
 FEW = 10
 # What is known before training, by the column of ``table``: the predictors that are compared.
@@ -165,8 +167,8 @@ def full_run(records: Records, behavior: str) -> Run:
 
 
 def drawn(records: Records) -> list[str]:
-    """The behaviors drawn to be trained in full."""
-    return behaviors_run(records).arrays["drawn"].tolist()
+    """The behaviors drawn to be trained in full: the first ``TRAINED`` of them, in their order."""
+    return behaviors_run(records).arrays["drawn"].tolist()[:TRAINED]
 
 
 def speed(loss: np.ndarray) -> np.ndarray:
@@ -177,8 +179,8 @@ def speed(loss: np.ndarray) -> np.ndarray:
 def table(records: Records) -> pd.DataFrame:
     """A row a behavior: predictors, reasons, and the speeds measured, held out.
 
-    ``last layer``: median over seeds; ``all parameters``: NaN where not trained; ``drawn``:
-    whether it was drawn for that.
+    ``last layer``: median over seeds, and beside it that on the training statements; ``all
+    parameters``: NaN where not trained; ``drawn``: whether it was drawn for that.
     """
     chosen = drawn(records)
     trained = [*full_finetuning.MAIN[records.config.tier], *chosen]
@@ -191,7 +193,8 @@ def table(records: Records) -> pd.DataFrame:
         row["certified"], row["certified, most"] = a["certified"].mean(-1).tolist()
         row["probe margin"], row["probe accuracy"] = a["probe"].tolist()
         row["base gap"], row["base accuracy"] = a["base"].tolist()
-        row["last layer"] = float(np.median(speed(np.moveaxis(a["loss"][1], -1, 0))))
+        for part, where in enumerate(("last layer, training", "last layer")):
+            row[where] = float(np.median(speed(np.moveaxis(a["loss"][part], -1, 0))))
         row["all parameters"] = np.nan
         if behavior in trained:
             row["all parameters"] = float(speed(full_run(records, behavior).arrays["loss"][0, 1]))
@@ -200,6 +203,7 @@ def table(records: Records) -> pd.DataFrame:
 
 
 SPEEDS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "last layer, training": lambda found: found["last layer, training"],
     "last layer, all": lambda found: found["last layer"],
     "last layer, drawn": lambda found: found.loc[found["drawn"], "last layer"],
     "all parameters, drawn": lambda found: found.loc[found["drawn"], "all parameters"],
