@@ -48,10 +48,11 @@ records = Records(config)
 found = atlas.table(records)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
+lot = atlas.behaviors_run(records).arrays["drawn"]
 display(Markdown(records.header()))
 display(
     Markdown(
-        f"**{len(found)}** behaviors; **{atlas.DRAWN}** drawn by lot to be trained in full, of "
+        f"**{len(found)}** behaviors; **{len(lot)}** drawn by lot to be trained in full, of "
         f"which **{found['drawn'].sum()}**, in the order of the draw, are trained so far."
     )
 )
