@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --quiet rules host reason progress
 
 .DEFAULT_GOAL := help
-.PHONY: help run book html links lab sweep test bench lint sync clean
+.PHONY: help run book html links lab sweep test accept bench lint sync clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
@@ -41,6 +41,9 @@ sweep: $(STAMP) ## run a grid of parameters: make sweep SWEEP=sweeps/beta.yml, o
 
 test: run ## run all the tests, on the smoke run's notebooks and pages too
 	$(RUN) python -m pytest -n 2 --dist loadfile
+
+accept: $(STAMP) ## pin the numbers that have moved; look at the change before you commit it
+	$(RUN) python -m tests.pins
 
 bench: $(STAMP) ## measure; writes benchmarks/latest.json and book/hardware.md
 	$(RUN) python -m benchmarks
