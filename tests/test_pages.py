@@ -175,8 +175,7 @@ def test_a_page_fits_a_phone(served, browser, page):
 def test_a_page_is_light(served, browser, page):
     """A page and what it loads from the book's own site, as sent: compressed."""
     browser.set_window_size(1280, 1000)
-    browser.get("about:blank")
-    browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    browser.execute_cdp_cmd("Network.clearBrowserCache", {})
     browser.get(f"{served['book']}/{page}.html")
     browser.execute_async_script(SETTLE)
     sent = browser.execute_script(
