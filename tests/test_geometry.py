@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import EmpiricalCovariance
 
-from dpo_helpers.geometry import geometry, neighbours_agree
+from dpo_helpers.geometry import geometry, neighbours_agree, separable
 
 
 def _cloud(seed=0, n=60, d=7, share=0.35):
@@ -108,6 +108,14 @@ def test_half_precision_is_measured_in_float64():
     assert np.isfinite(want.lam)
     assert geometry(g, labels) == want
     assert isinstance(want.cov_norm, float)
+
+
+def test_separability_is_that_of_the_statements_left_out():
+    """Forty are told apart without error; of the four left out, one has the wrong label."""
+    labels = np.tile([1, -1], 22)
+    g = labels[:, None].astype(float)
+    g[-1] *= -1
+    assert separable(g, labels, np.arange(44) < 40) == 0.75
 
 
 # Neighbours
