@@ -38,16 +38,19 @@ def pinned() -> dict[str, dict[str, float]]:
     return yaml.safe_load(PINS.read_text("utf-8")) if PINS.exists() else {}
 
 
+def holds(value: float, pin: dict[str, float] | None) -> bool:
+    """Whether a number is pinned, and within its tolerance."""
+    return pin is not None and abs(value - pin["value"]) <= pin["tolerance"]
+
+
 def moved(now: dict[str, float], pins: dict[str, dict[str, float]]) -> list[str]:
-    """A line for each number that is new, gone, or further from its pin than it may be."""
+    """A line for each number that is gone, new, or further from its pin than it may be."""
     lines = [f"{name}: is gone" for name in pins if name not in now]
     for name, value in now.items():
-        if name not in pins:
-            lines.append(f"{name}: {value:.6g} is new")
-            continue
-        old, tolerance = pins[name]["value"], pins[name]["tolerance"]
-        if not abs(value - old) <= tolerance:
-            lines.append(f"{name}: {value:.6g}, pinned {old:.6g} ± {tolerance:.3g}")
+        pin = pins.get(name)
+        if not holds(value, pin):
+            was = "is new" if pin is None else f"pinned {pin['value']:.6g} ± {pin['tolerance']:.3g}"
+            lines.append(f"{name}: {value:.6g}, {was}")
     return lines
 
 
@@ -55,15 +58,12 @@ def accepted(
     now: dict[str, float], pins: dict[str, dict[str, float]]
 ) -> dict[str, dict[str, float]]:
     """The pins of ``now``: those that hold stay, the others are set anew."""
-    changed = {line.rpartition(": ")[0] for line in moved(now, pins)}
-    fresh = {
-        name: {
-            "value": float(f"{value:.6g}"),
-            "tolerance": float(f"{max(abs(value) / 10, 1e-6):.2g}"),
-        }
-        for name, value in now.items()
-    }
-    return {name: fresh[name] if name in changed else pins[name] for name in now}
+
+    def fresh(value: float) -> dict[str, float]:
+        tolerance = max(abs(value) / 10, 1e-6)
+        return {"value": float(f"{value:.6g}"), "tolerance": float(f"{tolerance:.2g}")}
+
+    return {n: pins[n] if holds(v, pins.get(n)) else fresh(v) for n, v in now.items()}
 
 
 if __name__ == "__main__":
