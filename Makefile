@@ -6,7 +6,7 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 SNAKEMAKE := $(RUN) snakemake --quiet rules host reason progress
 
 .DEFAULT_GOAL := help
-.PHONY: help run book html links lab sweep test accept bench lint sync clean
+.PHONY: help run book html pdf links lab sweep test accept bench lint sync clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 8
@@ -28,6 +28,9 @@ book: $(STAMP) ## the book tier: replay or make the recorded runs, store the not
 
 html: $(STAMP) ## render the stored outputs
 	$(RUN) python -m workflow.book book
+
+pdf: html ## the whole book in one file, build/book/book.pdf; needs Chromium with its chromedriver
+	$(RUN) python -m workflow.pdf book
 
 links: $(STAMP) ## ask for every external link of the book; needs a network
 	$(RUN) python -m workflow.book book links

@@ -68,9 +68,12 @@ rule hidden_states:
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
 AFTER = dict.fromkeys(
-    ("06_distributional_changes", "07_misalignment", "09_mistral", "10_atlas"),
+    ("06_distributional_changes", "07_misalignment", "09_mistral", "10_atlas", "12_remedy"),
     f"{BUILD}/runs/05_full_finetuning.done",
 )
+AFTER["11_audit_your_data"] = [
+    f"{BUILD}/runs/{chapter}.done" for chapter in ("05_full_finetuning", "08_hh_rlhf")
+]
 # A chapter's module is named as it is, but for one that tells its model.
 MODULE = {"09_mistral": "second_llm"}
 

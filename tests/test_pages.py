@@ -1,64 +1,31 @@
 """The rendered book, opened in headless Chromium: both tiers, desktop and phone width."""
 
-import functools
-import gzip
-import http.server
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
 from dpo_helpers.runs import ROOT
-from workflow import book
+from workflow import book, pdf
+from workflow.browser import CHROMIUM, DRIVER, MATHJAX, SETTLE, chromium
+from workflow.browser import served as serving
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-MATHJAX = ROOT / "build" / "mathjax" / "node_modules" / "mathjax"
 AXE = ROOT / "build" / "mathjax" / "node_modules" / "axe-core" / "axe.min.js"
-CDN = "https://cdn.jsdelivr.net/npm/mathjax@3/"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
+WRONG_MATH = "mjx-merror, mjx-mtext[style*='red'], [data-mjx-error]"
+BROKEN_IMAGES = "return [...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
 needs_browser = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no Chromium with its chromedriver on this machine"
 )
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a book as a host does, text compressed; MathJax from its package, if installed."""
-
-    def do_GET(self):
-        if self.path.startswith("/mathjax/"):
-            file = (MATHJAX / self.path.removeprefix("/mathjax/")).resolve()
-            if not file.is_relative_to(MATHJAX) or not file.is_file():
-                return self.send_error(404)
-            return self.answer(file.read_bytes(), self.guess_type(str(file)))
-        path = Path(self.translate_path(self.path))
-        if path.suffix == ".html" and path.is_file():
-            text = path.read_text("utf-8")
-            if MATHJAX.is_dir():
-                text = text.replace(CDN, "/mathjax/")
-            return self.answer(text.encode(), "text/html; charset=utf-8")
-        if path.suffix in (".css", ".js", ".json", ".svg") and path.is_file():
-            return self.answer(path.read_bytes(), self.guess_type(str(path)))
-        return super().do_GET()
-
-    def answer(self, body: bytes, kind: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        if "gzip" in self.headers.get("Accept-Encoding", ""):
-            body = gzip.compress(body)
-            self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -70,45 +37,15 @@ def rendered() -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def served(rendered) -> dict[str, str]:
-    servers = {}
-    for tier, folder in rendered.items():
-        handler = functools.partial(Handler, directory=str(folder))
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers[tier] = server
-    yield {tier: f"http://127.0.0.1:{server.server_port}" for tier, server in servers.items()}
-    for server in servers.values():
-        server.shutdown()
+def served(rendered) -> Iterator[dict[str, str]]:
+    with contextlib.ExitStack() as stack:
+        yield {tier: stack.enter_context(serving(folder)) for tier, folder in rendered.items()}
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    quiet = ["background-networking", "component-update", "sync", "quic", "gpu"]
-    for flag in ("headless", "no-sandbox", "no-first-run", *(f"disable-{what}" for what in quiet)):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
-SETTLE = """
-const done = arguments[arguments.length - 1];
-const finish = () => Promise.all([...document.images].map(i => i.decode().catch(() => 0)))
-  .then(() => done(true));
-document.querySelectorAll('img').forEach(i => { i.loading = 'eager'; });
-const wait = n => (window.MathJax && MathJax.startup && MathJax.startup.promise)
-  ? MathJax.startup.promise.then(finish)
-  : n > 0 ? setTimeout(() => wait(n - 1), 100) : finish();
-wait(document.querySelector('script[src*="mathjax"]') ? 50 : 0);
-"""
+def browser():
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.mark.slow
@@ -148,8 +85,7 @@ def test_a_page_in_the_browser(served, browser, tier, page):
         assert alt.strip(), f"no alt text: {source}"
     if not MATHJAX.is_dir():
         pytest.skip("MathJax is not installed (npm install --prefix build/mathjax mathjax@3.2.2)")
-    wrong = "mjx-merror, mjx-mtext[style*='red'], [data-mjx-error]"
-    assert not browser.find_elements("css selector", wrong)
+    assert not browser.find_elements("css selector", WRONG_MATH)
     if browser.find_elements("css selector", ".math"):
         assert browser.find_elements("css selector", "mjx-container")
 
@@ -224,6 +160,39 @@ def test_search_finds_a_term(served, browser):
             break
         browser.execute_async_script("setTimeout(arguments[0], 100)")
     assert found
+
+
+@pytest.mark.slow
+def test_the_whole_book_in_one_page_leads_to_itself(rendered):
+    html = rendered["book"]
+    page = BeautifulSoup(pdf.whole(html), "html.parser")
+    ids = [tag["id"] for tag in page.find_all(id=True)]
+    links = [tag["href"] for tag in page.find_all("a", href=True)]
+    inside = {link.removeprefix("#") for link in links if link.startswith("#")}
+    assert len(inside) > 100 and all(ids.count(place) == 1 for place in inside)
+    assert all(link.startswith(("#", "http")) for link in links)
+    for tag in page.find_all(["img", "link"]):
+        assert (html / (tag.get("src") or tag["href"]).partition("?")[0]).is_file()
+    pages = [BeautifulSoup((html / f"{p}.html").read_text("utf-8"), "html.parser") for p in PAGES]
+    assert [h1.text for h1 in page.find_all("h1")] == [p.h1.text.rstrip("#") for p in pages]
+    assert not page.select("details:not([open])")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@needs_browser
+def test_the_pdf_has_all_pages_formulas_and_an_outline(rendered):
+    with pdf.opened(rendered["book"]) as browser:
+        assert browser.execute_script(BROKEN_IMAGES) == []
+        if MATHJAX.is_dir():
+            formulas = len(browser.find_elements("css selector", ".math"))
+            assert 0 < formulas <= len(browser.find_elements("css selector", "mjx-container"))
+            assert not browser.find_elements("css selector", WRONG_MATH)
+    printed = pdf.printed(rendered["book"])
+    assert printed.startswith(b"%PDF") and len(re.findall(rb"/Type /Page\b", printed)) > 100
+    assert {b"The book in ten minutes", b"Scorecard", b"References"} <= set(
+        re.findall(rb"/Title \(([^)]*)\)", printed)
+    )
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from ..models import prepare
 from ..runs import Records, Run
 from . import (
     atlas,
+    audit_your_data,
     case_study,
     distributional_changes,
     full_finetuning,
@@ -19,6 +20,7 @@ from . import (
     misalignment,
     priorities,
     rate_of_change,
+    remedy,
     second_llm,
     setup,
 )
@@ -36,6 +38,8 @@ _MODULES = {
     "08_hh_rlhf": hh_rlhf,
     "09_mistral": second_llm,
     "10_atlas": atlas,
+    "11_audit_your_data": audit_your_data,
+    "12_remedy": remedy,
 }
 # What the workflow records before a chapter is executed.
 CHAPTERS: dict[str, tuple[Callable[[Records], Run], ...]] = {
