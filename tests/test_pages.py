@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,6 +164,20 @@ def test_search_finds_a_term(served, browser):
 
 
 @pytest.mark.slow
+def test_a_page_names_its_card(rendered):
+    page = BeautifulSoup((rendered["book"] / f"{PAGES[0]}.html").read_text("utf-8"), "html.parser")
+    card = page.find("meta", property="og:image")["content"]
+    picture = (rendered["book"] / card).read_bytes()
+    assert struct.unpack(">II", picture[16:24]) == (1200, 630), "a PNG's width and height"
+
+
+def test_the_address_of_the_published_book_is_given(monkeypatch):
+    monkeypatch.setenv("BOOK_URL", "https://example.org/book/")
+    settings = yaml.safe_load((book.stage("book") / "_config.yml").read_text("utf-8"))
+    assert settings["sphinx"]["config"]["ogp_site_url"] == "https://example.org/book/"
+
+
+@pytest.mark.slow
 def test_the_whole_book_in_one_page_leads_to_itself(rendered):
     html = rendered["book"]
     page = BeautifulSoup(pdf.whole(html), "html.parser")
@@ -174,7 +189,8 @@ def test_the_whole_book_in_one_page_leads_to_itself(rendered):
     for tag in page.find_all(["img", "link"]):
         assert (html / (tag.get("src") or tag["href"]).partition("?")[0]).is_file()
     pages = [BeautifulSoup((html / f"{p}.html").read_text("utf-8"), "html.parser") for p in PAGES]
-    assert [h1.text for h1 in page.find_all("h1")] == [p.h1.text.rstrip("#") for p in pages]
+    titles = [page.select_one("article h1").text.rstrip("#") for page in pages]
+    assert [h1.text for h1 in page.find_all("h1")] == titles
     assert not page.select("details:not([open])")
 
 

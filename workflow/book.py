@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import yaml
 
 from dpo_helpers.runs import ROOT
 
@@ -23,12 +24,18 @@ STALE = """:::{warning}
 
 
 def stage(tier: str) -> Path:
-    """The folder to render: pages, configuration and the tier's executed notebooks."""
+    """The folder to render: pages, configuration and the tier's executed notebooks.
+
+    Where ``$BOOK_URL`` says at which address the book is published, links to its card begin there.
+    """
     target = ROOT / "build" / tier / "source"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(ROOT / "book", target / "book")
-    for name in ("_config.yml", "_toc.yml", "CHANGELOG.md"):
+    for name in ("_toc.yml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, target / name)
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    settings["sphinx"]["config"]["ogp_site_url"] = os.environ.get("BOOK_URL", "")
+    (target / "_config.yml").write_text(yaml.safe_dump(settings), "utf-8")
     (target / "notebooks").mkdir()
     for path in sorted((ROOT / "notebooks").glob("*.py")):
         executed = nbformat.read(notebooks(tier) / f"{path.stem}.ipynb", as_version=4)

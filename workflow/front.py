@@ -1,15 +1,57 @@
-"""The picture of the README and the book's first page, from the recorded run of Figure 3.
+"""The pictures that stand for the book, from the recorded run of Figure 3 and the verdicts.
+
+That of the README and of the first page, and the one that a link to the book is shown with.
 
 python -m workflow.front
 """
+
+import json
+from collections import Counter
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
 
 from dpo_helpers import plots
 from dpo_helpers.config import configure
 from dpo_helpers.runs import ROOT, Records
 
-if __name__ == "__main__":
-    records = Records(configure({"tier": "book"}))
+
+def front(records: Records) -> Figure:
+    """Loss and distance moved of five behaviors, side by side."""
     f3 = records.recorded("f3").arrays
     panels = {"training loss": f3["loss"][:, 0, 0], "‖W(t) − W(0)‖": f3["distance"]}
-    figure = plots.curves(panels, records.config.behaviors)
-    figure.savefig(ROOT / "book" / "_static" / "front.png", metadata={"Software": None})
+    return plots.curves(panels, records.config.behaviors)
+
+
+def card(records: Records) -> Figure:
+    """1200 × 630 pixels: the title, five curves, and how many claims reproduce."""
+    verdicts = json.loads((ROOT / "book" / "verdicts.json").read_text("utf-8"))
+    count = Counter(verdicts.values())
+    figure = plt.figure(figsize=(12, 6.3), dpi=100, layout="none")
+    for y, size, text in (
+        (0.80, 38, "The learning\ndynamics of DPO"),
+        (0.52, 21, "Which preferences are learned first,\nand what tells it before training"),
+        (0.17, 17, f"{count.total()} claims of Im & Li (ICML 2024), run:\n"
+         f"{count['reproduced']} reproduce, {count['partly']} in part, "
+         f"{count['not reproduced']} not"),
+    ):  # fmt: skip
+        figure.text(0.05, y, text, fontsize=size, va="center", linespacing=1.3)
+    axis = figure.add_axes((0.62, 0.16, 0.34, 0.7))
+    losses = np.median(records.recorded("f3").arrays["loss"][:, 0, 0], -1)
+    for behavior, loss in zip(records.config.behaviors, losses, strict=True):
+        axis.plot(loss, color=plots.colour(behavior), linewidth=4)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xticks([]), axis.set_yticks([])
+    axis.set_xlabel("step", fontsize=17)
+    axis.set_ylabel("loss, five behaviors", fontsize=17)
+    return figure
+
+
+if __name__ == "__main__":
+    records = Records(configure({"tier": "book"}))
+    for draw in (front, card):
+        path = ROOT / "book" / "_static" / f"{draw.__name__}.png"
+        figure = draw(records)
+        dpi = "figure" if draw is card else plt.rcParams["savefig.dpi"]
+        figure.savefig(path, dpi=dpi, metadata={"Software": None})
