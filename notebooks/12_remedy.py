@@ -303,18 +303,17 @@ plots.lines(panels, "step", hues=hues)
 # those of the last layer, since these are known before training, and so nothing is promised.
 #
 # The mixture is resampled: as many statements, so as many steps. Half of those of each behavior are
-# of either side. What that takes, for the first seed:
+# of either side. What that takes:
 
 # %% tags=["hide-input"]
 drawn = remedy.drawn_table(records)
 drawn.rename(index=lambda name: plots.short(name, 48))
 
 # %% [markdown]
-# The runs as they are belong to {ref}`full-finetuning`, but for two more seeds of pair (a) at the
-# scaled rate; elsewhere there is one seed. {numref}`fig-remedy-full` has both arms, with the first
-# seed.
+# The runs as they are belong to {ref}`full-finetuning`. {numref}`fig-remedy-full` has both arms, each
+# with one seed, the same.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "All parameters: held-out loss of each behavior of the two pairs, as it is (dashed) and resampled (solid), first seed.", "name": "fig-remedy-full"}, "image": {"alt": "A grid of panels, one a pair and learning rate, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both resampled, solid."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "All parameters: held-out loss of each behavior of the two pairs, as it is (dashed) and resampled (solid).", "name": "fig-remedy-full"}, "image": {"alt": "A grid of panels, one a pair and learning rate, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both resampled, solid."}}
 found, panels, hues = remedy.everything(records), {}, {}
 for (letter, rate), arms in found.items():
     series = {}
@@ -332,8 +331,7 @@ display(remedy.outcome_table(records, found))
 remedy.change_table(records, found)
 
 # %% [markdown]
-# The first table has the outcome, the second what resampling changed, in pairs of runs with one
-# seed. Read them as those of the last layer: the gap, and then from which side it moved.
+# The first table has the outcome, the second what resampling changed. Read them as those of the last layer: the gap, and then from which side it moved.
 
 # %% [markdown]
 # ## What was shown
@@ -348,7 +346,7 @@ remedy.change_table(records, found)
 #
 # Not shown: other ways to the same end, such as more statements of the short behavior in place of
 # repeated ones, a weight in the loss of all parameters, or weights from the gradients of all
-# parameters. One pair has three seeds, everything else in full training has one.
+# parameters. In full training there is one seed.
 
 # %% [markdown]
 # ```{exercise} Which priorities can be had?

@@ -1,7 +1,5 @@
 """Chapter 12: the theorem, weighted descent and resampling against independent oracles."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -377,21 +375,3 @@ def test_tables_have_a_row_an_arm(records, monkeypatch):
     assert list(changed.index) == [("(a)", "x", "resampled")]
     assert changed.iloc[0]["mean gap, times"].startswith("0.500 (0.500")
     assert changed.iloc[0]["mean loss of all"].startswith("-0.3750")
-
-
-def test_seeds_of_the_full_runs(monkeypatch):
-    """All of pair (a) at the scaled rate, else one."""
-    asked = []
-    monkeypatch.setattr(
-        full_finetuning, "trained_run", lambda *x: asked.append(x[-1]) or SimpleNamespace()
-    )
-    monkeypatch.setattr(remedy, "resampled_run", lambda *x: asked.append(x[-1]))
-    monkeypatch.setattr(full_finetuning, "factor", lambda _: 3.0)
-    for letter, name, want in (
-        ("(a)", "scaled", [0, 1, 2]),
-        ("(a)", "paper", [0]),
-        ("(b)", "scaled", [0]),
-    ):
-        asked.clear()
-        remedy.full_runs(Records(configure({})), letter, name)
-        assert asked == want * 2

@@ -129,18 +129,16 @@ def resampled_run(records: Records, behaviors: Sequence[str], rate: float, seed:
     return records.get(name, facts, inputs, code, make)
 
 
-def full_runs(records: Records, letter: str, name: str) -> dict[str, list[Run]]:
+def full_runs(records: Records, letter: str, name: str) -> dict[str, Run]:
     """The two arms of a pair trained in full, "(a)" or "(b)", at the learning rate of that name.
 
-    A run a seed, the same seeds in both arms: all of the configuration's for pair (a) at the
-    scaled rate or the one given, otherwise the first.
+    Both with the configuration's first seed.
     """
     config, pair = records.config, mixtures(records.config)[letter]
-    rate = full_finetuning.rates(records, config.beta)[name]
-    seeds = config.full_seeds if letter == "(a)" and name != "paper" else config.full_seeds[:1]
+    rate, seed = full_finetuning.rates(records, config.beta)[name], config.full_seeds[0]
     return {
-        ARMS[0]: [full_finetuning.trained_run(records, pair, config.beta, rate, s) for s in seeds],
-        ARMS[2]: [resampled_run(records, pair, rate, seed) for seed in seeds],
+        ARMS[0]: full_finetuning.trained_run(records, pair, config.beta, rate, seed),
+        ARMS[2]: resampled_run(records, pair, rate, seed),
     }
 
 
@@ -156,11 +154,9 @@ def head(records: Records, letter: str, part: int = 1) -> dict[str, np.ndarray]:
 
 
 def full(records: Records, letter: str, name: str) -> dict[str, np.ndarray]:
-    """Held-out losses of all parameters by arm, (m, T + 1, seeds)."""
-    return {
-        arm: np.stack([run.arrays["loss"][:, 1] for run in runs], -1)
-        for arm, runs in full_runs(records, letter, name).items()
-    }
+    """Held-out losses of all parameters by arm, (m, T + 1, 1), the last axis that of seeds."""
+    runs = full_runs(records, letter, name)
+    return {arm: run.arrays["loss"][:, 1, :, None] for arm, run in runs.items()}
 
 
 def everything(records: Records) -> dict[tuple[str, str], dict[str, np.ndarray]]:
@@ -206,12 +202,12 @@ def plan_table(records: Records) -> pd.DataFrame:
 
 
 def drawn_table(records: Records) -> pd.DataFrame:
-    """What the first seed's resampling of a pair takes: training statements, and those drawn."""
+    """What the resampling of a pair takes: training statements, and those drawn."""
     name = [*full_finetuning.rates(records, records.config.beta)][-1]
     rows = {}
     for letter in ("(a)", "(b)"):
         behaviors = mixtures(records.config)[letter]
-        counts = full_runs(records, letter, name)[ARMS[2]][0].arrays["counts"].astype(int)
+        counts = full_runs(records, letter, name)[ARMS[2]].arrays["counts"].astype(int)
         for behavior, (drawn, different) in zip(behaviors, counts, strict=True):
             rows[letter, behavior] = {
                 "statements": int(records.states(behavior).train.sum()),
