@@ -34,8 +34,8 @@ from dpo_helpers.runs import ROOT, read
 from .mutations import copied, write
 
 RESULTS = Path(__file__).parent / "reliability.json"
-NOTEBOOK, RECORDED = "04_learning_guarantees", "01_case_study"
-STEPS = 600
+NOTEBOOK, RECORDED = "04_learning_guarantees", "03_priorities"
+STEPS = 300
 LIMIT = 1800  # seconds that a run may take
 _CONVERT = """
 import sys
@@ -53,11 +53,13 @@ models.converted("fake")
 class Kind:
     """A kind of work in a folder of its own, which is the cache, the registry and the project.
 
+    what      it is, in words
     start     what is there before, made from the folder of what all attempts share
     command   the arguments of Python
     reached   how far a killed run has come, in words
     """
 
+    what: str
     kills: int
     start: Callable[[Path, Path], None]
     command: Callable[[Path], list[str]]
@@ -107,9 +109,14 @@ def converting(folder: Path) -> str:
 
 
 def project(folder: Path, shared: Path) -> None:
-    """Begin with a copy of the project without any record."""
+    """Begin with a copy of the project that has recorded no runs but its hidden states."""
     (folder / "root").mkdir()
     copied(folder / "root")
+    there = shared / "states"
+    if not there.exists():
+        run(["-m", "dpo_helpers.experiments", "smoke", "hidden"], folder)
+        shutil.copytree(folder / "root" / "build", there)
+    shutil.copytree(there, folder / "root" / "build", dirs_exist_ok=True)
 
 
 def record(folder: Path) -> list[str]:
@@ -123,11 +130,6 @@ def recorded(folder: Path) -> str:
 def older(folder: Path, shared: Path) -> None:
     """Begin with the project, its hidden states, and an older notebook in the new one's place."""
     project(folder, shared)
-    there = shared / "states"
-    if not there.exists():
-        run(["-m", "dpo_helpers.experiments", "smoke", "hidden"], folder)
-        shutil.copytree(folder / "root" / "build", there)
-    shutil.copytree(there, folder / "root" / "build", dirs_exist_ok=True)
     page = folder / "root" / "build" / "smoke" / "notebooks" / f"{NOTEBOOK}.ipynb"
     page.parent.mkdir(parents=True)
     cells = [nbformat.v4.new_markdown_cell("An older notebook.", id="older")]
@@ -140,10 +142,10 @@ def execute(folder: Path) -> list[str]:
 
 
 KINDS = {
-    "training": Kind(13, nothing, train, steps),
-    "conversion": Kind(12, wheels, convert, converting),
-    "notebook": Kind(13, older, execute, recorded),
-    "record": Kind(12, project, record, recorded),
+    "training": Kind("full fine-tuning, checkpoints", 13, nothing, train, steps),
+    "conversion": Kind("fetching and converting a model", 12, wheels, convert, converting),
+    "notebook": Kind("executing a notebook", 13, older, execute, recorded),
+    "record": Kind("recording the runs of a chapter", 12, project, record, recorded),
 }
 
 

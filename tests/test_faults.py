@@ -339,12 +339,12 @@ def card(monkeypatch, wheel_sha256: str, gguf_sha256: str) -> str:
     return "fake"
 
 
-def gguf_file(path: Path) -> bytes:
-    """A Llama of one layer in 16 bit: twice as large once it is converted to 32 bit."""
+def gguf_file(path: Path, wide: int = 4096) -> bytes:
+    """A Llama of one layer in 16 bit, its MLP ``wide``: twice as large once converted to 32 bit."""
     import gguf
 
     words = ["<s>", "</s>", "Yes", "No", "Y", "e", "s", "N", "o", "Ye"]
-    d, wide = 16, 4096
+    d = 16
     shapes = {
         "token_embd": (len(words), d),
         "output_norm": (d,),
