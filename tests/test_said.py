@@ -11,6 +11,7 @@ from dpo_helpers.experiments import (
     full_finetuning,
     hh_rlhf,
     misalignment,
+    remedy,
     second_llm,
 )
 from dpo_helpers.runs import Records
@@ -209,3 +210,27 @@ def test_atlas(records):
     assert outside == 1
     largest = atlas.surprise(found, held_out).abs().sort_values().index[-5:]
     assert (atlas.surprise(found, training)[largest].abs() < 5).all()
+
+
+def test_remedy(records):
+    mixtures = remedy.mixtures(records.config)
+    better = 0
+    for letter, behaviors in mixtures.items():
+        ends = remedy.ends(records, letter)
+        for part in (0, 1):
+            plain, *others = remedy.head(records, letter, part).values()
+            for losses in others:
+                found = {k: np.median(v) for k, v in remedy.change(plain, losses, *ends).items()}
+                assert found["mean gap, times"] < 0.05
+                short, long = (found[f"mean loss of the {x}"] for x in ("shortest", "longest"))
+                assert short < 0 < -short < long and found["mean loss of all"] > 0
+                assert letter != "(b)" or long > -5 * short
+                assert letter != "(a)" or long < -2 * short
+        once, again = (
+            remedy.gap(remedy.head(records, letter)[arm]).mean()
+            for arm in (remedy.ARMS[1], remedy.ARMS[3])
+        )
+        better += again < once
+        weights = remedy.head_run(records, behaviors).arrays["weights"]
+        assert np.ptp(weights, axis=0).max() < 0.01
+    assert better == 1
