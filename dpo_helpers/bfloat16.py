@@ -1,4 +1,4 @@
-"""bf16 on a CPU without instructions for it: the same products, a hundred times as fast.
+"""bf16 on a CPU without instructions for it: the same products, through float32.
 
 A product of bf16 matrices is a sum in float32 of exact products, rounded once
 to bf16. A CPU without AVX-512 is left with a loop for it, while the same sum of
