@@ -1,12 +1,15 @@
 """What pages say in words of the recorded runs: recorded anew with another outcome, they must say
 something else."""
 
+import re
+
 import numpy as np
 import pytest
 
 from dpo_helpers.config import configure
 from dpo_helpers.experiments import (
     atlas,
+    audit_your_data,
     distributional_changes,
     full_finetuning,
     hh_rlhf,
@@ -234,3 +237,35 @@ def test_remedy(records):
         weights = remedy.head_run(records, behaviors).arrays["weights"]
         assert np.ptp(weights, axis=0).max() < 0.01
     assert better == 1
+
+
+def ranks(cell: str) -> list[float]:
+    """A rank correlation and its interval, as tables have them."""
+    return [float(x) for x in re.findall(r"-?\d\.\d+", cell)]
+
+
+def test_audit_of_mixtures(records):
+    found = audit_your_data.mixtures_table(records)
+    order, within = audit_your_data.order_table(found), audit_your_data.within_table(found)
+    assert len(found) == 16
+    for growth in ("first step", "last layer"):
+        rho = {name: ranks(cell) for name, cell in order[growth].items()}
+        best = rho.pop("speed, in the mixture")[0]
+        assert best > 0.85 and best > max(other[0] for other in rho.values()) + 0.2
+        right = [int(within[growth][name].split()[0]) / 24 for name in list(within.index)[:2]]
+        assert 0.7 < right[0] < 0.8 and right[0] == right[1]
+    for growth in audit_your_data.GROWTHS:
+        for name in ("base gap", "already right"):
+            _, low, high = ranks(order[growth][name])
+            assert low < 0 < high
+    rho = [ranks(order["all parameters"][name]) for name in list(order.index)[:3]]
+    assert all(0 < low < mean < 0.75 for mean, low, _ in rho)
+    assert np.ptp([mean for mean, *_ in rho]) < 0.1
+    assert 0.5 < int(within["all parameters"]["speed, in the mixture"].split()[0]) / 24 < 0.65
+
+
+def test_audit_of_wrong_labels(records):
+    table = audit_your_data.noise_table(records)
+    assert table["told apart"].min() > 0.8 and (table["told apart"] > 0.9).sum() == 3
+    assert table["by others"].between(0.6, 0.7).all() and table["of the worst"].min() > 0.5
+    assert table["against before"].between(0.1, 0.25).all()
