@@ -237,6 +237,23 @@ def test_remedy(records):
         weights = remedy.head_run(records, behaviors).arrays["weights"]
         assert np.ptp(weights, axis=0).max() < 0.01
     assert better == 1
+    changed = {
+        key: {
+            k: float(v[0])
+            for k, v in remedy.change(*arms.values(), *remedy.ends(records, key[0])).items()
+        }
+        for key, arms in remedy.everything(records).items()
+    }
+    for (letter, rate), found in changed.items():
+        short, long = (found[f"mean loss of the {x}"] for x in ("shortest", "longest"))
+        assert long > max(-short, 0)
+        if letter == "(a)":
+            assert 0.5 < found["mean gap, times"] < 0.75 and short > 0
+        elif rate == "3e-05":
+            assert found["mean gap, times"] > 1 and 0 < -short < long / 10
+            after = remedy.full(records, "(b)", "scaled")[remedy.ARMS[2]][:, 1:, 0]
+            lowest, highest = remedy.ends(records, "(b)")
+            assert (after[highest] > after[lowest]).mean() > 0.9
 
 
 def ranks(cell: str) -> list[float]:
