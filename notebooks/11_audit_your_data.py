@@ -367,6 +367,14 @@ audit_your_data.dialogues_table(records).round(2)
 told_of_pairs = audit_your_data.foretold(records)
 audit_your_data.pairs_table(told_of_pairs)
 
+# %% [markdown]
+# Here the audit is weak. It tells that all three kinds gain; those whose chosen response is the
+# longer one have lost. In that run both responses of a pair became less likely ({ref}`hh-rlhf`), the
+# longer one by more, so by how much they differ in length, or where the model stood, foretells far
+# more than the gradient does, and needs none. Between pairs the speed says something, but little
+# ({numref}`fig-audit-dialogues`). Where lengths differ this much, use the report for what it says of
+# the data, not of a run.
+
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the gap of every held-out dialogue over the aligning run of the chapter on dialogues, against the speed told before training.", "name": "fig-audit-dialogues"}, "image": {"alt": "A scatter plot of the growth of the gap in nats against the speed told by the audit, one point a held-out pair, in three colours by which of its responses is longer."}}
 panel = {
     kind: (part["speed"], part["grown"])
@@ -379,8 +387,10 @@ plots.lines({"growth of the gap (nats)": panel}, "speed told", dots=list(panel))
 #
 # That the numbers are those of the first step of gradient descent on the last layer is a theorem,
 # and was checked against autograd. Everything beyond it, more steps, more layers, another
-# optimizer, was measured above, and a report should be read with those tables at hand: they say how
-# much of an order carries over, and none of them says that a *number* does.
+# optimizer, was measured above, and a report should be read with those tables at hand. The order of
+# speeds carries over to a whole run of the last layer, and in part to one of all parameters, but not
+# within a mixture; of dialogues the length of the responses told more. No table says that a *number*
+# carries over. What the audit found best was wrong labels.
 #
 # What differs from how one would train: one seed, mixtures of four, behaviors of one collection,
 # and a small model. The audit asks the model that will be trained. What it tells of a small one

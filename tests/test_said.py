@@ -286,3 +286,18 @@ def test_audit_of_wrong_labels(records):
     assert table["told apart"].min() > 0.8 and (table["told apart"] > 0.9).sum() == 3
     assert table["by others"].between(0.6, 0.7).all() and table["of the worst"].min() > 0.5
     assert table["against before"].between(0.1, 0.25).all()
+
+
+def test_audit_of_dialogues(records):
+    kinds = audit_your_data.dialogues_table(records)
+    assert (kinds["speed"] > 0).all()
+    grown = kinds["grown"] / kinds["± grown"]
+    assert grown["chosen is shorter"] > 3 and grown["chosen is longer"] < -3
+    rho = audit_your_data.pairs_table(audit_your_data.foretold(records))["growth of the gap"]
+    mean, low, _ = ranks(rho["speed"])
+    assert 0 < low < mean < 0.4
+    assert ranks(rho["tokens, chosen less rejected"])[0] < -0.8
+    assert ranks(rho["base gap"])[0] > 0.8
+    rate = hh_rlhf.rates(records)["scaled"]
+    before, after = hh_rlhf.aligned_run(records, rate, 0).arrays["each"].mean(1)
+    assert (after < before).all(), "both responses have become less likely"
