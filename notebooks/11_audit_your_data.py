@@ -368,8 +368,8 @@ told_of_pairs = audit_your_data.foretold(records)
 audit_your_data.pairs_table(told_of_pairs)
 
 # %% [markdown]
-# Here the audit is weak. It tells that all three kinds gain; those whose chosen response is the
-# longer one have lost. In that run both responses of a pair became less likely ({ref}`hh-rlhf`), the
+# Here the audit is weak. It tells that all three kinds gain, though of two of them by less than twice
+# the error; those whose chosen response is the longer one have lost. In that run both responses of a pair became less likely ({ref}`hh-rlhf`), the
 # longer one by more, so by how much they differ in length, or where the model stood, foretells far
 # more than the gradient does, and needs none. Between pairs the speed says something, but little
 # ({numref}`fig-audit-dialogues`). Where lengths differ this much, use the report for what it says of

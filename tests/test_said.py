@@ -291,6 +291,7 @@ def test_audit_of_wrong_labels(records):
 def test_audit_of_dialogues(records):
     kinds = audit_your_data.dialogues_table(records)
     assert (kinds["speed"] > 0).all()
+    assert (kinds["speed"] < 2 * kinds["its error"]).sum() == 2
     grown = kinds["grown"] / kinds["± grown"]
     assert grown["chosen is shorter"] > 3 and grown["chosen is longer"] < -3
     rho = audit_your_data.pairs_table(audit_your_data.foretold(records))["growth of the gap"]
