@@ -354,11 +354,12 @@ remedy.change_table(records, found)
 #
 # In pair (a) the gap becomes smaller, to between a half and three quarters of what it was, and from
 # one side only: the behavior with the longest $b$ learns more slowly, and the other one no faster. In
-# pair (b), of whose long behavior a few dozen statements are left, the weights overshoot: at the
-# scaled rate that behavior now falls behind, and the gap is wider than before. The short one gains
-# less than a tenth of what the other loses. With all parameters trained, the vectors that the weights
-# were made of do not set the speed by themselves ({ref}`ev-theory-carries`), and statements that are
-# repeated are not more statements.
+# pair (b), of whose long behavior a few dozen statements are left, the weights overshoot: now that
+# behavior falls behind, at both rates, and the gap is wider than before. The short one gains less
+# than a tenth of what the other loses.
+#
+# With all parameters trained, the vectors that the weights were made of do not set the speed by
+# themselves ({ref}`ev-theory-carries`), and statements that are repeated are not more statements.
 
 # %% [markdown]
 # ## What was shown

@@ -244,16 +244,16 @@ def test_remedy(records):
         }
         for key, arms in remedy.everything(records).items()
     }
-    for (letter, rate), found in changed.items():
+    for key, found in changed.items():
         short, long = (found[f"mean loss of the {x}"] for x in ("shortest", "longest"))
         assert long > max(-short, 0)
-        if letter == "(a)":
+        if key[0] == "(a)":
             assert 0.5 < found["mean gap, times"] < 0.75 and short > 0
-        elif rate == "3e-05":
-            assert found["mean gap, times"] > 1 and 0 < -short < long / 10
-            after = remedy.full(records, "(b)", "scaled")[remedy.ARMS[2]][:, 1:, 0]
-            lowest, highest = remedy.ends(records, "(b)")
-            assert (after[highest] > after[lowest]).mean() > 0.9
+            continue
+        assert found["mean gap, times"] > 1 and 0 < -short < long / 10
+        after = remedy.everything(records)[key][remedy.ARMS[2]][:, 1:, 0]
+        lowest, highest = remedy.ends(records, key[0])
+        assert (after[highest] > after[lowest]).mean() > 0.8
 
 
 def ranks(cell: str) -> list[float]:
