@@ -336,8 +336,8 @@ audit_your_data.within_table(found)
 audit_your_data.noise_table(records).round(3)
 
 # %% [markdown]
-# Of a turned pair and one that was left, the audit nearly always finds the turned one, and of the
-# pairs that fit least more than half were turned. By the plain product it finds two in three. But
+# Of a turned pair and one that was left, the audit finds the turned one about nine times in ten, and of
+# the pairs that fit least more than half were turned. The plain product finds two in three. But
 # *against* is no count of wrong labels: a good many pairs go against their group without any label
 # turned, since statements of one behavior differ. Read the list, do not delete it.
 
