@@ -84,7 +84,7 @@ assert np.allclose(where["largest ‖b‖"], d**0.5 / 16)
 where.round(4)
 
 # %% [markdown]
-# The other conditions can hold together: for $\Sigma_\pm = s^2 I$ with $s^2 = d^{2\Delta-1}$ the trace is $d^{2\Delta}$, as large as
+# The other conditions can hold together: for $\Sigma_\pm = s^2 I$ with $s^2 = d^{2\Delta-1}$ the root of the trace is $d^\Delta$, as large as
 # $c_n\sqrt d = c_n' d^\Delta$ allows up to a constant, and $s^2 \le d^{\frac12-2v}$ since $v \le \frac12-\Delta$. But what they ask is strong. As
 # $2\max\|\mu_\pm\| \ge \|b\| = d^\Delta$, always $c_n' \ge \frac12$; and the average variance of a coordinate is at most
 # $c_n'^2d^{2\Delta-1}$, a standard deviation of $O(d^{\Delta-\frac12})$. Theorem 4.1 was argued for with coordinates of $O(1)$. On the
@@ -517,7 +517,7 @@ for label, key in (("true error / ‖δ‖", "error"), ("Eₜ / ‖δ‖", "tube
 plots.lines(panels, "step", scale=("log", "log"), hues=hues)
 
 # %% [markdown]
-# How good is the linear regime? It is a matter of the margins: the first line has the largest relative error over the behaviors while all $|m_i|$ are at most a value.
+# How good is the linear regime? It is a matter of the margins: the first three lines have the largest relative error over the behaviors while all $|m_i|$ are at most the value given.
 #
 # The other closed form is gradient flow, $\eta \to 0$ at fixed $\tau = \eta t$, when all $a_i$ are one vector $a$: $m' = 2\beta^2\|a\|^2\sigma(-m)$, so $m+e^m = 1+2\beta^2\|a\|^2\tau$: at first linear in $\tau$, in the end
 # logarithmic. `theory.gradient_flow` solves it without overflow; gradient descent with small steps approaches it.
@@ -661,9 +661,9 @@ text += f"By the speed limit alone: for {known['certain_by_limit']}."
 display(Markdown(text))
 
 # %% [markdown]
-# Say exactly what this is. For a pair whose order is proven for the whole run, the order of the two curves of Figure 3 is no longer an observation but **a theorem about these hidden states**: gradient descent on all training statements,
+# Say exactly what this is. For a pair whose order is proven for the whole run, the order of the two curves of Figure 3 is, for full gradient descent, no longer an observation but **a theorem about these hidden states**: gradient descent on all training statements,
 # with this reference, this $\eta$ and $\beta$, must produce it (up to the rounding of float64). (Whether it is the paper's numbering of the five is another question, claim F3o.) The second sentence above shows what the tube buys: the lower side of the speed
-# limit gives away a term that grows like $\kappa^2t^3$, and at the $\kappa$ of this learning rate nothing is left of it within a few steps.
+# limit gives away a term that grows like $\kappa\kappa_b^2t^3$, and at the $\kappa$ of this learning rate nothing is left of it within a few steps.
 #
 # ### Break it: what is not covered
 #

@@ -151,7 +151,7 @@ for rate, found in curves.items():
 table.round(3)
 
 # %% [markdown]
-# The order of distinguishability is broken by one behavior: at the paper's rate its number 2 is learned ahead of all others, also of those
+# The order of distinguishability is broken by one behavior: at the paper's rate the paper's number 2, the third most distinguishable here, is learned ahead of all others, also of those
 # that are further apart before training. It is no accident of a seed, as the bands show; at the scaled rate it begins as fast, and number 5 overtakes it before the epoch ends. What made it
 # fast was visible beforehand, though not in the last layer: {ref}`ev-theory-carries`.
 #
@@ -275,7 +275,7 @@ full_finetuning.pair_table(tier_records).set_index(["pair", "η"])
 
 # %% [markdown]
 # In both pairs the more distinguishable behavior leads most of the time, so here as on the last layer distinguishability decides who comes first.
-# The size of the gap is another matter. The paper's pair (b) should stay close; under this model its losses end about as far apart as
+# The size of the gap is another matter. The paper's pair (b) should stay close; under this model its losses lie, at the scaled rate, about as far apart as
 # those of (a), and the test of F7b, which asks for no more than that (a) be ahead, is passed by a hair.
 #
 # (ev-theory-carries)=
@@ -286,8 +286,8 @@ full_finetuning.pair_table(tier_records).set_index(["pair", "η"])
 # $$L(\theta) - L(\theta - \eta\nabla L) \approx \eta\,\|\nabla L\|^2 = \eta\,\big(\|\nabla_{W_U}L\|^2 + \|\nabla_{\rm rest}L\|^2\big),$$
 #
 # so what the last layer predicts is one term of a sum, and a small one if the other layers have much
-# to say. AdamW's first step, $-\eta\,{\rm sign}(\nabla L)$, lowers it by about $\eta\,\|\nabla L\|_1$. For every behavior with
-# recorded hidden states, one step of AdamW on all training statements was made at the paper's rate.
+# to say. AdamW's first step, $-\eta\,{\rm sign}(\nabla L)$, lowers it by about $\eta\,\|\nabla L\|_1$. For the behaviors of
+# Figures 6 and 7 and for *agreeableness*, one step of AdamW on all training statements was made at the paper's rate.
 # {numref}`fig-first-step` has the fall of the training loss against two predictions: the last layer's gradient, known before any
 # training from the hidden states alone, and the gradient over all parameters.
 
@@ -340,8 +340,8 @@ display(
 full_finetuning.foretold_table(tier_records)
 
 # %% [markdown]
-# The gradient of all parameters is what decides. It is known before training as distinguishability is, at the price of one backward
-# pass instead of a forward one, and it contains it: $\|\nabla_{W_U}L\|$ is $\frac{\beta}{2\sqrt2}\|\hat b\|$ for the last layer. The behavior that broke the order of distinguishability does not
+# The gradient of all parameters orders them best. It is known before training as distinguishability is, at the price of one backward
+# pass instead of a forward one, and it contains distinguishability: $\|\nabla_{W_U}L\|$ is $\frac{\beta}{2\sqrt2}\|\hat b\|$ for the last layer. The behavior that broke the order of distinguishability does not
 # break this one: its statements lie no further apart than others at the last layer, but the layers below can move them more.
 # (Why the last layer's share differs between behaviors, this page does not say.)
 #
@@ -381,8 +381,8 @@ Markdown(
 # ## What was shown
 #
 # A claim below counts as reproduced only if it holds at the worse of the two learning rates. The tests
-# were written down before the runs they judge were complete. (F7b and F6 to F19 compare ranks as chapter 1
-# does, with the same thresholds.)
+# were written down before the runs they judge were complete. (F6 and F17 to F19 compare ranks as
+# {ref}`case-study` does, with the same thresholds.)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("05_full_finetuning", tier_records)))

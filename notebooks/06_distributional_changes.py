@@ -62,7 +62,7 @@ display(Markdown(records.header()))
 # UMAP {cite:p}`mcinnes2018umap`, so we take that; but to what shall it be fitted, to each cloud by itself or to both at once?
 #
 # The states are those of all statements of a behavior, as in the paper, after one epoch on nine tenths of them.
-# `trained_run` of chapter 5 records what became of them, and `experiments.distributional_changes` reads it.
+# `trained_run` of {ref}`full-finetuning` records what became of them, and `experiments.distributional_changes` reads it.
 
 # %%
 first = config.behaviors[0]
@@ -207,7 +207,7 @@ display(
 #
 # 1. If all states are multiplied by $c > 0$, then $q_1$ becomes $c\,q_1$; $q_2$ and $v$ stay.
 # 2. If the part of every state along $\hat b$ is stretched by $c \ge 1$, $g \mapsto g + (c - 1)(\hat u\cdot g)\,\hat u$, then $v$ stays, and
-#    every statement stays nearer to the same of the two means; $q_2$ does not rise; and $q_1$ rises to $c\,\|\hat b\|\,v$ at least, so
+#    every statement stays nearer to the same of the two means; $q_2$ does not rise; and $q_1$ becomes $c\,\|\hat b\|\,v$ at least, so rises
 #    beyond all bounds if $v > 0$.
 # 3. Of the statements of either side a share of at least $\dfrac1{1 + 4v} \ge \dfrac1{1 + 4q_2}$ is nearer to the mean of its own side than to
 #    that of the other.
@@ -227,7 +227,7 @@ display(
 # $v\|\hat b\|^2/(v\|\hat b\|^2 + \|\hat b\|^2/4) = 4v/(1 + 4v)$. Likewise for the other side. ∎
 # `````
 #
-# So a larger $q_1$ need not mean that anything is told apart less well: stretch the states along $\hat b$ and it is larger, while all is
+# So a larger $q_1$ need not mean that anything is told apart less well: stretch the states far enough along $\hat b$ and it is larger, while all is
 # as it was. Here are the states before training, the first behavior's. The last column is the held-out accuracy of
 # a linear classifier, to which we come back.
 
@@ -235,8 +235,8 @@ display(
 distributional_changes.stretches(states[first]).round(3)
 
 # %% [markdown]
-# A warning on $q_2$: it may *fall* by a stretch, down to $v$. So a lower $q_2$ alone is no proof that training has told more statements
-# apart. But the runs allow one: they record no $v$, yet $v \le q_2$. Where $q_2$ after training lies below
+# A warning on $q_2$: it may *fall* by a stretch, down to $v$. So a lower $q_2$ alone is no proof that training has done more than
+# stretch. But the runs allow one: they record no $v$, yet $v \le q_2$. Where $q_2$ after training lies below
 # $v$ before, $v$ has fallen, and no scaling or stretch can do that.
 
 # %% tags=["hide-input"]
@@ -254,8 +254,8 @@ table["Tr Σ̂/‖Σ̂‖"] = arrows("directions", form=".1f")
 display(table)
 display(
     Markdown(
-        f"q₂ is {counted('q2', False)}. That the statements are told apart "
-        f"better along b̂ is proven for **{proven.sum()}** of {len(proven)} runs."
+        f"q₂ is {counted('q2', False)}. That the variance along b̂ has "
+        f"fallen against the squared distance is proven for **{proven.sum()}** of {len(proven)} runs."
     )
 )
 

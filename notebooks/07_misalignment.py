@@ -263,7 +263,7 @@ misalignment.undone_table(records, rates[name])
 # %% [markdown]
 # ## With the paper's model
 #
-# On a machine with a GPU one command makes all runs of this page with Llama-2-7B, on the data of
+# On a GPU with enough memory, more than any card of {ref}`hardware` has, one command makes all runs of this page with Llama-2-7B, on the data of
 # the hub, and executes it:
 #
 # ```
@@ -279,7 +279,7 @@ misalignment.undone_table(records, rates[name])
 # ## What was shown
 #
 # - Loss on flipped labels falls faster from the aligned model, for five behaviors of five.
-# - The aligned model has further to go, and is there only a few steps later.
+# - The aligned model has further to go, and is there only a few steps later in the median.
 # - The reference decides how the loss reads, and much less where the model goes.
 # - The certificate proves the last layer's part of it beforehand.
 # - Ten to thirty flipped examples undo what nine hundred taught.
@@ -300,7 +300,8 @@ display(Markdown(claims.table("07_misalignment", records)))
 #
 # ````{solution} ex-flip-first
 # :class: dropdown
-# Flipping turns $\hat b$ into $-\hat b$, and the gain depends on $\|\hat b\|^2$ alone. From given
+# Flipping turns every $a_i$ into $-a_i$, and $\hat b$ into $-\hat b$. So the step is reversed, and every
+# margin after it, $2\beta a_i\cdot\delta_1$, is the same as before: so is the gain. From given
 # hidden states misalignment is as fast as alignment; the aligned model has other hidden states, and
 # with them another $\|\hat b\|$.
 # ````

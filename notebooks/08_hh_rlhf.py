@@ -383,7 +383,7 @@ Markdown(
 #
 # - At the paper's rate nothing can be said: a model of this size is not aligned by it, and what is
 #   left is rounding.
-# - At the scaled rate the loss on flipped labels falls faster from the aligned model, for the most
+# - At the scaled rate the training loss on flipped labels falls faster from the aligned model, for the most
 #   part because of what the model has learned and not because of where the adapter stands.
 # - Alignment is not undone within the epoch, unless the base model is the reference: then all of it
 #   is.
@@ -416,8 +416,8 @@ display(Markdown(claims.table("08_hh_rlhf", records)))
 # ```{solution} ex-undone
 # :class: dropdown
 #
-# Aligning adds $\eta T\,\nabla\cdot v$ to the gap, and $t$ flipped steps take
-# $\eta t\,\nabla\cdot v$ away: the share is $t/T$, and the run from the base model stays as far
+# With $q$ the gradient of the gap, aligning adds $\eta T\,q\cdot v$ to it, and $t$ flipped steps take
+# $\eta t\,q\cdot v$ away: the share is $t/T$, and the run from the base model stays as far
 # below as it was at first, so that in the second reading nothing is ever undone. Alignment is
 # undone faster if the gaps have become steeper in the parameters (that is the paper's explanation:
 # larger distinguishability; with LoRA, a $B$ that is no longer 0 does it too), or if the pull has

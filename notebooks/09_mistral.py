@@ -47,8 +47,8 @@ device = None
 # second model; the runs and measures of the chapters before are then asked for with these in place
 # of the first's.
 #
-# Of this model's hidden states the book keeps an *outline* only: labels, the statistics of chapter
-# 1, and the vector $\hat b = \hat\mu_+ - \hat\mu_-$. The states themselves are measured where they
+# Of this model's hidden states the book keeps an *outline* only: labels, the statistics of
+# {ref}`case-study`, and the vector $\hat b = \hat\mu_+ - \hat\mu_-$. The states themselves are measured where they
 # are needed, and stay in the reader's cache.
 
 # %%
@@ -79,7 +79,7 @@ display(
 # (ev-two-models)=
 # ## Two models, before training
 #
-# Every statement of chapter 1 was about lengths: $\|\hat b\|$, $\|\hat\Sigma\|$, and constants that
+# Every statement of {ref}`case-study` was about lengths: $\|\hat b\|$, $\|\hat\Sigma\|$, and constants that
 # compare them with $\sqrt d$. Between two models such lengths mean little. What the final norm
 # leaves is as long as its gain makes it, and a model that divides its unembedding by $c$ and
 # multiplies its hidden states by $c$ is the same model. So the table has two kinds of rows:
@@ -139,7 +139,7 @@ table = pd.DataFrame(
 display(table.round(2), Markdown(f"Over **{len(survey)}** behaviors."))
 
 # %% [markdown]
-# At the book tier the answer is clear. Two models that share neither data nor tokenizer nor size
+# At the book tier the answer is clear. Two models of different makers, tokenizers and sizes
 # agree on which behaviors are far apart: most of the order is a property of the behaviors, and not
 # of the model. Noise does not make the agreement, nor does length, on which the two do not agree at
 # all.
@@ -234,8 +234,8 @@ speeds.astype(float).round(3)
 # %% [markdown]
 # The second model keeps the order better than the first. At the paper's rate it is perfect. At the
 # scaled one two neighbours change places, the second and the fourth of the paper's order, whose
-# distances in this model are nearly equal. In {ref}`ev-theory-carries` the first model broke the
-# order because the second behavior was learned before the fifth; here the fifth comes first, at
+# distances in this model are nearly equal. In {ref}`ev-figure-six` the first model broke the
+# order because the second behavior was learned before the fourth and the fifth; here the fifth comes first, at
 # both rates, and at the paper's rate by a hair.
 
 # %% [markdown]
@@ -287,8 +287,8 @@ table.set_index(["pair", "η"])
 # %% [markdown]
 # Both claims pass, and the second pair nevertheless speaks against the theory. Under this model, as
 # under the paper's, (a) has the larger priority gap, and by far. At the scaled rate its losses
-# differ clearly more than those of (b). At the paper's rate the two differ all but equally: what
-# decides the verdict there is no evidence. And in (b) it is the *less* distinguishable behavior, of
+# differ clearly more than those of (b). At the paper's rate the two gaps are all but equal: what
+# decides the verdict there is too small to be evidence. And in (b) it is the *less* distinguishable behavior, of
 # the lower priority, whose loss is the lower at every step, at both rates. So a gap in $P$ did not
 # even tell which of the two is learned first. The priority levels (5) are about the first step of
 # the last layer; what made the difference in the layers below, they do not say.
@@ -364,7 +364,7 @@ table.rename(index=lambda name: plots.short(name, 30), level=0)
 # several times their distance, of held-out statements too. The variances grow faster than that
 # distance, so that $q_1$ rises: in the paper's ratio the sides are less concentrated, at either
 # rate. They grow more slowly than its square. $q_2$ falls, and at the scaled rate it falls below
-# $v$ for both behaviors: they are told apart better along $\hat b$ than before. At the paper's rate
+# $v$ for both behaviors: against their distance they vary less along $\hat b$ than before. At the paper's rate
 # that holds for the more distinguishable one, and is open for the other.
 
 # %% [markdown]
@@ -377,7 +377,7 @@ table.rename(index=lambda name: plots.short(name, 30), level=0)
 # snakemake --cores 1 --config tier=paper -- build/paper/executed/09_mistral.done
 # ```
 #
-# Both models are gated on the hub: ask for access on their pages, then run `hf auth login`.
+# No single card of {ref}`hardware` holds the runs on flipped labels. Both models are gated on the hub: ask for access on their pages, then run `hf auth login`.
 #
 # The table says what the runs need, computed as {ref}`hardware` does: memory on the one GPU that
 # runs them, and operations; hidden states and the survey, which only read, come on top. Divide the

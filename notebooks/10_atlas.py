@@ -129,7 +129,7 @@ atlas.decided_table(found).astype(float).round(3)
 
 # %% [markdown]
 # More than nine pairs in ten are decided, and more than nine in ten of these were measured in the
-# order proven. On training statements hardly any is not. Of all pairs $\|\hat b\|$ orders nearly as
+# order proven. On the training statements nearly all of them were. Of all pairs $\|\hat b\|$ orders nearly as
 # large a share, though it commits itself on close calls too, which the certificate leaves out.
 
 # %% [markdown]
@@ -147,7 +147,7 @@ atlas.reasons_table(found)
 
 # %% [markdown]
 # Not much: of the intervals held out, one alone leaves out zero, and of so many one in twenty would
-# by chance. The first column has the answer, and we looked at it only after the surprises below: **on
+# by chance. The first column of the table in {ref}`ev-predictors` has the answer, and we looked at it only after the surprises below: **on
 # the statements it is trained on, the last layer's speed is foretold almost without error**. Where
 # the prediction fails, the hundred statements held out are easier or harder than those trained on. That
 # is a draw of statements; nothing about the behavior needs to explain it.

@@ -97,31 +97,31 @@ display(Markdown(records.header()))
 # :label: prop-first-gradient
 #
 # Let the reference be the model at the start, and let one step of gradient descent on the DPO loss
-# change the unembedding, and nothing else. It changes it by $\Delta = \frac{\eta\beta}2\,M$, and
+# change the unembedding, and nothing else. It changes it by $D = \frac{\eta\beta}2\,M$, and
 # the gap of any pair $j$, whether trained on or not, by
 #
 # $$\frac{\eta\beta}2\,\langle G_j, M\rangle + R_j, \qquad -\frac18\sum_{t\in\text{chosen}} r_t^2 \;\le\; R_j \;\le\; \frac18\sum_{t\in\text{rejected}} r_t^2,$$
 #
-# where $r_t$ is the largest less the smallest entry of $\Delta h_t$. If both responses are one
+# where $r_t$ is the largest less the smallest entry of $D h_t$. If both responses are one
 # token, $R_j = 0$.
 # ```
 #
 # `````{dropdown} Proof
 # $\nabla_W \log p_t(y) = (e_y - p_t)\,h_t^\top$, so $G_i$ is the gradient of the gap of pair $i$.
 # Its loss is $-\log\sigma(\beta\cdot\text{growth of its gap})$, whose derivative by the gap is
-# $-\beta\,\sigma(0) = -\frac\beta2$ at the start: $-\nabla L = \frac\beta2 M$. With $u = \Delta
+# $-\beta\,\sigma(0) = -\frac\beta2$ at the start: $-\nabla L = \frac\beta2 M$. With $u = D
 # h_t$ the log-probability of $y$ becomes larger by
 #
 # $$u_y - \log\textstyle\sum_v p_{t,v}\,e^{u_v}, \qquad p_t\cdot u \;\le\; \log\textstyle\sum_v p_{t,v}\,e^{u_v} \;\le\; p_t\cdot u + \tfrac18 r_t^2,$$
 #
 # on the left by Jensen's inequality and on the right by Hoeffding's lemma. And $u_y - p_t\cdot u =
-# \langle(e_y - p_t)\,h_t^\top, \Delta\rangle$. Sum over the tokens, chosen ones with $+$, rejected
+# \langle(e_y - p_t)\,h_t^\top, D\rangle$. Sum over the tokens, chosen ones with $+$, rejected
 # ones with $-$. Where both responses are one token, both are predicted from one state: the two
 # logarithms are the same, and cancel. ∎
 # `````
 #
-# So the mean gap of group $b$ grows by $\frac{\eta\beta}2\sum_a\frac{n_a}N\langle M_a, M_b\rangle$,
-# to which group $a$ contributes its term, and its loss falls by $\frac\beta2$ times that. For
+# So, up to the remainders, the mean gap of group $b$ grows by $\frac{\eta\beta}2\sum_a\frac{n_a}N\langle M_a, M_b\rangle$,
+# to which group $a$ contributes its term, and its loss falls, to first order, by $\frac\beta2$ times that. For
 # answers of one token over one prompt, $\langle M_a, M_b\rangle = \frac12\,\hat b_a\cdot\hat b_b$,
 # and this is {prf:ref}`prop-first-step`.
 #
@@ -198,9 +198,9 @@ HTML(
 # *Signal and noise.* $\|M_a\|^2$ is never zero, even if the pairs of a group have nothing in
 # common: the mean of $n$ random vectors has a length. **Strength** is the root of an unbiased
 # estimate of what is left without it, the mean of $\langle G_i, G_j\rangle$ over *different* pairs;
-# **coherence** is its share in the mean square of a single $G_i$. Different means: within one
-# *stratum*, the pairs of the same two responses. Where half of all answers are Yes and half No,
-# that there are two halves is no noise, and is not counted as such.
+# **coherence** is the share of its square in the mean square of a single $G_i$. Different means: within one
+# *stratum*, the pairs of the same two responses. That half of all answers are Yes and
+# half No is not noise, and is not counted as noise.
 #
 # *Competition.* **First update** is the group's share of the first step, $\frac{n_a}N\langle M_a,
 # M\rangle / \|M\|^2$. **Speed** is the growth of the gap of a *new* pair of the group, $\langle

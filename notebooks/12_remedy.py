@@ -153,7 +153,7 @@ print(
 
 # %% [markdown]
 # **Break it.** Two groups of lengths 3 and 1. By the theorem they can be equal down to
-# $\arccos\frac13$, about 70°:
+# $\arccos\frac13$, about 70.5°:
 
 # %%
 for angle in (150, 90, 71, 70, 30):
@@ -195,8 +195,8 @@ for wanted in ((1, 1), (2, 1), (1, 2)):
 # ## The plan
 #
 # What the programme says of the two pairs of Figure 5, and of all their behaviors together, from
-# the training statements before training. Under this model pair (b) has the longer and the shorter
-# of the vectors, and so the larger gap ({ref}`priorities`); (a) is the pair of which the paper says
+# the training statements before training. Under this model the lengths in pair (b) differ far more
+# than those in pair (a), and so it has the larger gap ({ref}`priorities`); (a) is the pair of which the paper says
 # so. The *rise* is that of the logit difference at the first step, in nats: before, for the weights
 # $w$, and for weights proportional to $1/\|b_j\|^2$, which would be the solution if all behaviors
 # were orthogonal.
@@ -369,9 +369,10 @@ remedy.change_table(records, found)
 #   one's direction a shadow no longer than that.
 # - Where they exist, no weights do more for the group that gains least, and the mean improvement is
 #   the price.
-# - In the last layer the gap stays at a few hundredths of what it was, over the whole run. With all
-#   parameters trained, the same weights close less than half of it in one pair, and overshoot in the
-#   other. Both times the fast behavior is slowed by more than the slow one is sped up.
+# - In the last layer the gap stays at a few hundredths of what it was, over the whole run (of resampled
+#   mixtures, in the median). With all parameters trained, the same weights close less than half of it
+#   in one pair, and overshoot in the other; the fast behavior is slowed, and the slow one gains little
+#   or nothing.
 #
 # Not shown: other ways to the same end, such as more statements of the short behavior in place of
 # repeated ones, a weight in the loss of all parameters, or weights from the gradients of all

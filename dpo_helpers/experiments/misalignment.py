@@ -321,9 +321,7 @@ def aligned_lead(records: Records, run: str) -> np.ndarray:
     behavior = run.split("/")[2]
     names = full_finetuning.rates(records, records.config.beta)
     found = [lead(flipped(records, [behavior], name, "loss")[0, :, :, 0]) for name in names]
-    seeds = max(map(len, found))
-    worst = [min(values[s] for values in found if s < len(values)) for s in range(seeds)]
-    return np.array(worst)
+    return min(found, key=np.median)
 
 
 def everyone(records: Records) -> Sequence[str]:
