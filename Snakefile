@@ -90,6 +90,7 @@ rule runs:
         lambda wildcards: AFTER.get(wildcards.chapter, []),
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),
+    threads: lambda wildcards: 2 if wildcards.chapter == "05_full_finetuning" else 1  # half wait for it
     shell:
         "{PYTHON} -m dpo_helpers.experiments {TIER} {wildcards.chapter}"
 
