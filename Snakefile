@@ -74,6 +74,8 @@ AFTER = dict.fromkeys(
 AFTER["11_audit_your_data"] = [
     f"{BUILD}/runs/{chapter}.done" for chapter in ("05_full_finetuning", "08_hh_rlhf")
 ]
+# Half of the chapters wait for the first of these, and the book for the second.
+LONG = ("05_full_finetuning", "07_misalignment")
 # A chapter's module is named as it is, but for one that tells its model.
 MODULE = {"09_mistral": "second_llm"}
 
@@ -90,7 +92,7 @@ rule runs:
         lambda wildcards: AFTER.get(wildcards.chapter, []),
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),
-    threads: lambda wildcards: 2 if wildcards.chapter == "05_full_finetuning" else 1  # half wait for it
+    threads: lambda wildcards: 2 if wildcards.chapter in LONG else 1
     shell:
         "{PYTHON} -m dpo_helpers.experiments {TIER} {wildcards.chapter}"
 
