@@ -52,6 +52,4 @@ if __name__ == "__main__":
     records = Records(configure({"tier": "book"}))
     for draw in (front, card):
         path = ROOT / "book" / "_static" / f"{draw.__name__}.png"
-        figure = draw(records)
-        dpi = "figure" if draw is card else plt.rcParams["savefig.dpi"]
-        figure.savefig(path, dpi=dpi, metadata={"Software": None})
+        draw(records).savefig(path, metadata={"Software": None})

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from bs4 import BeautifulSoup, Tag
@@ -19,6 +20,9 @@ from dpo_helpers.errors import InputError
 from dpo_helpers.runs import ROOT, replace
 
 from .browser import CHROMIUM, DRIVER, SETTLE, chromium, served
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 _STYLE = """
 @page { size: A4; margin: 18mm 16mm 20mm; }
@@ -138,8 +142,15 @@ def _title(article: Tag) -> str:
 
 
 @contextlib.contextmanager
-def opened(html: Path) -> Iterator:
-    """Chromium with the whole book open, its formulas set."""
+def opened(html: Path) -> Iterator["Chrome"]:
+    """Chromium with the whole book under ``html`` open, its formulas set.
+
+    Raises InputError where there is no Chromium with its chromedriver, or no rendered book.
+    """
+    if not (CHROMIUM and DRIVER):
+        raise InputError("no Chromium with its chromedriver here; install both")
+    if not html.is_dir():
+        raise InputError(f"{html.relative_to(ROOT)} is missing; `make html` or `make run` makes it")
     with tempfile.TemporaryDirectory() as work, chromium() as browser:
         for path in html.iterdir():
             (Path(work) / path.name).symlink_to(path)
@@ -151,15 +162,8 @@ def opened(html: Path) -> Iterator:
             yield browser
 
 
-def printed(html: Path) -> bytes:
-    """The PDF of the rendered book under ``html``, with an outline.
-
-    Raises InputError where there is no Chromium with its chromedriver, or no rendered book.
-    """
-    if not (CHROMIUM and DRIVER):
-        raise InputError("no Chromium with its chromedriver here; install both")
-    if not html.is_dir():
-        raise InputError(f"{html.relative_to(ROOT)} is missing; `make html` or `make run` makes it")
+def printed(browser: "Chrome") -> bytes:
+    """The PDF of what is ``opened``, with an outline."""
     how = {
         "printBackground": True,
         "preferCSSPageSize": True,
@@ -169,14 +173,14 @@ def printed(html: Path) -> bytes:
         "headerTemplate": "<span></span>",
         "footerTemplate": _FOOTER,
     }
-    with opened(html) as browser:
-        return base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", how)["data"])
+    return base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", how)["data"])
 
 
 if __name__ == "__main__":
     tier = ROOT / "build" / sys.argv[1]
     try:
-        replace(tier / "book.pdf", printed(tier / "html"))
+        with opened(tier / "html") as browser:
+            replace(tier / "book.pdf", printed(browser))
     except InputError as problem:
         sys.exit(f"error: {problem}")
     print(f"{(tier / 'book.pdf').relative_to(ROOT)}")
