@@ -192,12 +192,25 @@ def test_atlas(records):
         assert ahead(worse, held_out)[2] < 0
     for little in ("base accuracy", "base gap"):
         assert rho(little, held_out)[0] < 0.4
-    few = [rho(of, "all parameters, drawn") for of in list(atlas.PREDICTORS)[:5]]
-    assert max(low for _, low, _ in few) < min(high for *_, high in few)
-    assert all(high - low > 0.25 and middle > 0.8 for middle, low, high in few)
+    full = "all parameters, drawn"
+    rhos = {of: rho(of, full) for of in atlas.PREDICTORS}
+    assert max(rhos, key=rhos.get) == "probe margin"
+    assert rhos["apart"][1] > 0.2 and rhos["apart"][0] < rho("apart", "last layer, drawn")[0] - 0.1
+    assert all(high - low > 0.25 for _, low, high in rhos.values())
+    order = found.loc[atlas.drawn(records)]
+    first, second = (
+        second_llm.agreement(half["apart"].to_numpy(), half["all parameters"].to_numpy())[0]
+        for half in (order[:10], order[10:])
+    )
+    assert first > 0.9 and second < 0.5
+    for other in set(rhos) - {"apart"}:
+        _, low, high = ahead(other, full)
+        assert low <= 0 <= high
 
     decided = atlas.decided_table(found)
-    assert (decided[["proven", "of these as proven"]] > 0.9).all(axis=None)
+    assert (decided["proven"] > 0.9).all()
+    assert (decided["of these as proven"].drop(full) > 0.9).all()
+    assert 0.75 < decided.loc[full, "of these as proven"] < 0.85
     assert decided.loc[training, "of these as proven"] > 0.99
     for what in set(decided.index) - {training}:
         share, all_of_them = decided.loc[what, ["of these as proven", "all as ‖b̂‖ says"]]

@@ -17,10 +17,8 @@ from .outline import Outlined
 from .second_llm import agreement, noise
 from .shared import bootstrapped, learning_rate
 
-# How many behaviors are drawn to be trained in full, and how many of them, in the order of the
-# draw, are trained so far.
+# How many behaviors are drawn to be trained in full.
 DRAWN = 20
-TRAINED = 10
 # Of fewer behaviors no rank correlation is told.
 FEW = 10
 # What is known before training, by the column of ``table``: the predictors that are compared.
@@ -167,8 +165,8 @@ def full_run(records: Records, behavior: str) -> Run:
 
 
 def drawn(records: Records) -> list[str]:
-    """The behaviors drawn to be trained in full: the first ``TRAINED`` of them, in their order."""
-    return behaviors_run(records).arrays["drawn"].tolist()[:TRAINED]
+    """The behaviors drawn to be trained in full, in the order of the draw."""
+    return behaviors_run(records).arrays["drawn"].tolist()
 
 
 def speed(loss: np.ndarray) -> np.ndarray:
