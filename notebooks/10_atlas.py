@@ -107,9 +107,10 @@ atlas.predictors_table(found)
 #
 # **Of all parameters the picture is another one.** There the probe's margin has the highest
 # correlation, and $\|\hat b\|$ one that is clearly positive and clearly lower than for the last layer of
-# the same behaviors. The behaviors were trained in the order of their draw, in two halves, and after the first
-# this page said that $\|\hat b\|$ orders them almost perfectly. The second half would not have. Twenty
-# is what was planned; the intervals are wide, and say how little ten or twenty behaviors can settle.
+# the same behaviors. They were trained in the order of their draw, in two halves, and after the
+# first this page said that their order is foretold well. The second half alone would not have
+# said so of $\|\hat b\|$. Twenty behaviors were planned; the intervals are wide, and say how little
+# ten or twenty can settle.
 #
 # Intervals of two predictors may overlap although one is better on every draw of behaviors, since
 # both are measured on the same ones. The next table has the difference to the correlation of
