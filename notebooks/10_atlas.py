@@ -106,8 +106,8 @@ atlas.predictors_table(found)
 # answers says little of how fast it will learn.
 #
 # **Of all parameters the picture is another one.** There the probe's margin has the highest
-# correlation, and $\|\hat b\|$ one that is clearly positive and clearly lower than for the last layer of
-# the same behaviors. They were trained in the order of their draw, in two halves, and after the
+# correlation, and $\|\hat b\|$ one that is positive, its interval too, but lower than for the last
+# layer of the same behaviors. They were trained in the order of their draw, in two halves, and after the
 # first this page said that their order is foretold well. The second half alone would not have
 # said so of $\|\hat b\|$. Twenty behaviors were planned; the intervals are wide, and say how little
 # ten or twenty can settle.
@@ -158,8 +158,8 @@ atlas.reasons_table(found)
 # the statements it is trained on, the last layer's speed is foretold almost without error**. Where
 # the prediction fails, the hundred statements held out are easier or harder than those trained on. That
 # is a draw of statements; nothing about the behavior needs to explain it. Of all parameters the failures
-# are larger, and none of the six explains them: there the layers below move, and where they take
-# the states is not written in where the states were.
+# are larger, and none of the six explains them. What does is open; that the probe's margin orders
+# these behaviors better says where to look.
 #
 # By name, the five with the largest surprise, in ranks, either way and for each speed; beside it
 # what might explain it.
@@ -218,7 +218,7 @@ browse(
 # - The paper's measure holds up. It orders the speeds of the last layer as well as the certificate
 #   does, and better than a probe or the base model's answers do.
 # - Its errors there are errors of sampling: the statements held out are not those trained on.
-# - Of all parameters it foretells less: a rank correlation that is positive beyond doubt and far from
+# - Of all parameters it foretells less: a rank correlation that is positive, its interval too, and far from
 #   perfect. A probe's margin did better on these behaviors, though not beyond chance. Who wants
 #   to know which behavior full training learns first should ask both.
 #
