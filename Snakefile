@@ -10,20 +10,20 @@
 import os
 from pathlib import Path
 
-from dpo_helpers.experiments import CHAPTERS
+from experiments import CHAPTERS
 
 TIER = config.get("tier", "smoke")
 PYTHON = "python"
 BUILD = f"build/{TIER}"
 # The book tier's notebooks are stored beside their sources.
 EXECUTED = "notebooks" if TIER == "book" else f"{BUILD}/notebooks"
-SAMPLE = sorted(map(str, Path("dpo_helpers/sample").rglob("*.jsonl")))
+SAMPLE = sorted(map(str, Path("dpo_helpers/data/sample").rglob("*.jsonl")))
 FOLDER = os.environ.get("DPO_DATA_DIR")
 DATA = sorted(map(str, Path(FOLDER).rglob("*.jsonl*"))) if FOLDER and TIER != "smoke" else SAMPLE
 
 
-def code(*modules):
-    return [f"dpo_helpers/{module}.py" for module in ("config", "errors", *modules)]
+# Chapters depend on the whole of the code: what a change leaves as it was is replayed, which is cheap.
+CODE = sorted(str(path) for name in ("dpo_helpers", "experiments") for path in Path(name).rglob("*.py"))
 
 
 rule book:
@@ -47,23 +47,23 @@ localrules:
 
 rule model:
     input:
-        code("models"),
+        CODE,
     output:
         touch(f"{BUILD}/model.done"),
     shell:
-        "{PYTHON} -m dpo_helpers.experiments {TIER} model"
+        "{PYTHON} -m experiments {TIER} model"
 
 
 rule hidden_states:
     input:
         f"{BUILD}/model.done",
-        code("data", "tree", "hidden", "runs"),
+        CODE,
         DATA,
     output:
         touch(f"{BUILD}/hidden.done"),
     threads: 2
     shell:
-        "{PYTHON} -m dpo_helpers.experiments {TIER} hidden"
+        "{PYTHON} -m experiments {TIER} hidden"
 
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
@@ -76,43 +76,36 @@ AFTER["11_audit_your_data"] = [
 ]
 # Half of the chapters wait for the first of these, and the book for the second.
 LONG = ("05_full_finetuning", "07_misalignment")
-# A chapter's module is named as it is, but for one that tells its model.
-MODULE = {"09_mistral": "second_llm"}
 
 
 rule runs:
     input:
         f"{BUILD}/hidden.done",
-        code("geometry", "dpo", "last_layer", "runs"),
-        code("synthetic", "paper", "theory", "mixture", "certificate"),
-        code("finetune", "policy", "responses"),
-        code("experiments/__init__", "experiments/shared"),
-        lambda wildcards: "dpo_helpers/experiments/"
-        f"{MODULE.get(wildcards.chapter, wildcards.chapter[3:])}.py",
+        CODE,
         lambda wildcards: AFTER.get(wildcards.chapter, []),
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),
     threads: lambda wildcards: 2 if wildcards.chapter in LONG else 1
     shell:
-        "{PYTHON} -m dpo_helpers.experiments {TIER} {wildcards.chapter}"
+        "{PYTHON} -m experiments {TIER} {wildcards.chapter}"
 
 
 rule scorecard:
     input:
         expand(f"{BUILD}/runs/{{chapter}}.done", chapter=CHAPTERS),
-        code("claims"),
+        CODE,
         "claims.yml",
     output:
         touch(f"{BUILD}/scorecard.done"),
     shell:
-        "{PYTHON} -m dpo_helpers.claims && {PYTHON} -m workflow.front"
+        "{PYTHON} -m experiments.claims && {PYTHON} -m workflow.front"
 
 
 rule notebook:
     input:
         f"{BUILD}/runs/{{chapter}}.done",
         "notebooks/{chapter}.py",
-        sorted(map(str, Path("dpo_helpers").rglob("*.py"))),
+        CODE,
         "claims.yml",
         "workflow/notebook.py",
     output:

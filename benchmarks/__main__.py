@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpo_helpers import dpo, last_layer, lora, memory, models, responses, synthetic, theory
-from dpo_helpers.certificate import certificate
+from dpo_helpers import dpo, last_layer, lm, theory
 from dpo_helpers.config import TIERS
 from dpo_helpers.data import at_hand, load_behavior
-from dpo_helpers.experiments import hh_rlhf
-from dpo_helpers.hidden import hidden_states
-from dpo_helpers.runs import replace
-from dpo_helpers.tree import pack
+from dpo_helpers.files import atomic_write
+from dpo_helpers.finetune import memory
+from dpo_helpers.lm import lora
+from dpo_helpers.states import hidden_states, pack
+from dpo_helpers.theory import certificate, synthetic
+from experiments import hh_rlhf
 
 from . import steps
 
@@ -63,7 +64,7 @@ def matrix_rate(device: str = "cpu") -> float:
 
 def hidden() -> list[dict]:
     """Hidden states in bf16: token trees, one statement at a time, and sorted padded batches."""
-    model = models.load(MODEL, "cpu", "bfloat16")
+    model = lm.load(MODEL, "cpu", "bfloat16")
     prompts, source = statements()
     ids = model.tokenizer(prompts).input_ids
     body = model.network.base_model
@@ -98,7 +99,7 @@ def hidden() -> list[dict]:
 
 def training() -> list[dict]:
     """The last layer, 100 steps of one behavior: the two-row dynamics and a dense V × d head."""
-    model = models.load(MODEL, "cpu")
+    model = lm.load(MODEL, "cpu")
     prompts, source = statements()
     g = hidden_states(model, prompts)
     labels = np.where(np.arange(len(g)) % 2, 1, -1)
@@ -217,18 +218,18 @@ def race(
 
 def finetune() -> list[dict]:
     """A step of all parameters: token tree, padded, and TRL, each in a process of its own."""
-    device = models.resolve_device("auto")
+    device = lm.resolve_device("auto")
     rates: list[float] = []
     taken, peaks, _ = race(steps.WAYS, rates, device)
 
-    model = models.load(MODEL, "cpu")
+    model = lm.load(MODEL, "cpu")
     behavior, source = steps.batch()
-    pairs = responses.statements(model, [behavior]).take(range(steps.BATCH))
+    pairs = lm.pairs_from_behaviors(model, [behavior]).take(range(steps.BATCH))
     body = model.network.base_model.named_parameters()
     inner = sum(p.numel() for n, p in body if p.ndim == 2 and "embed" not in n)
-    nodes = len(pairs.tree().tokens)
+    nodes = len(pairs.trie().tokens)
     rate = statistics.median(rates)
-    need = memory.need(model.network.config, pairs, "autocast").total
+    need = memory.estimate(model.network.config, pairs, "autocast").total
     note = (
         f"{steps.BATCH} statements of the {source}, bf16 autocast, {device}, "
         f"{torch.get_num_threads()} threads; {nodes} tokens in the tree, "
@@ -256,16 +257,16 @@ def finetune() -> list[dict]:
 
 def adapters() -> list[dict]:
     """A step with LoRA on dialogues: token tree, and TRL with peft; no dropout, the same A."""
-    device = models.resolve_device("auto")
+    device = lm.resolve_device("auto")
     ours, *others = steps.LORA
     taken, peaks, losses = race(steps.LORA, [], device)
-    model = models.load(steps.MODEL, "cpu")
+    model = lm.load(steps.MODEL, "cpu")
     rows, source = steps.dialogues(model)
-    pairs = responses.texts(model, rows)
+    pairs = lm.pairs_from_text(model, rows)
     whole = 2 * len(pairs) * hh_rlhf.lengths(model, rows).max()
     note = (
         f"{len(pairs)} pairs of {source}, r = {lora.RANK} on {' and '.join(lora.MATRICES)}, bf16 "
-        f"autocast, {device}, {torch.get_num_threads()} threads; {len(pairs.tree().tokens)} tokens "
+        f"autocast, {device}, {torch.get_num_threads()} threads; {len(pairs.trie().tokens)} tokens "
         f"in the tree, {whole} in the padded batch; loss_off: the largest relative difference of "
         f"the losses of {ROUNDS + 1} steps, in which ours moved by {np.ptp(losses[ours]):.4f}"
     )
@@ -316,4 +317,4 @@ if __name__ == "__main__":  # python -m benchmarks [training] [hidden] …
         names = {found["name"] for found in new}
         rows = [found for found in rows if found["name"] not in names] + new
         text = "[\n" + ",\n".join(" " + json.dumps(found) for found in rows) + "\n]\n"
-        replace(latest, text.encode())
+        atomic_write(latest, text.encode())

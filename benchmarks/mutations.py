@@ -24,7 +24,8 @@ import pytest
 import yaml
 
 from dpo_helpers.errors import InputError
-from dpo_helpers.runs import ROOT, replace
+from dpo_helpers.files import atomic_write
+from experiments.store import ROOT
 
 LIST, RESULTS = (Path(__file__).parent / f"mutations.{kind}" for kind in ("yml", "json"))
 LIMIT = 900  # seconds of computing that the tests of one mutation may take
@@ -182,7 +183,7 @@ def save(mutations: list[Mutation], known: dict[tuple, dict]) -> None:
 def write(path: Path, rows: list[dict]) -> None:
     """Replace a file of JSON by these rows, a line each."""
     text = ",\n".join(" " + json.dumps(row, ensure_ascii=False) for row in rows)
-    replace(path, f"[\n{text}\n]\n".encode())
+    atomic_write(path, f"[\n{text}\n]\n".encode())
 
 
 if __name__ == "__main__":

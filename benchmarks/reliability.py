@@ -27,9 +27,10 @@ from pathlib import Path
 
 import nbformat
 
-from dpo_helpers import checkpoint
 from dpo_helpers.errors import InputError
-from dpo_helpers.runs import ROOT, read
+from dpo_helpers.finetune import checkpoint
+from experiments.record import read
+from experiments.store import ROOT
 
 from .mutations import copied, write
 
@@ -114,13 +115,13 @@ def project(folder: Path, shared: Path) -> None:
     copied(folder / "root")
     there = shared / "states"
     if not there.exists():
-        run(["-m", "dpo_helpers.experiments", "smoke", "hidden"], folder)
+        run(["-m", "experiments", "smoke", "hidden"], folder)
         shutil.copytree(folder / "root" / "build", there)
     shutil.copytree(there, folder / "root" / "build", dirs_exist_ok=True)
 
 
 def record(folder: Path) -> list[str]:
-    return ["-m", "dpo_helpers.experiments", "smoke", RECORDED]
+    return ["-m", "experiments", "smoke", RECORDED]
 
 
 def recorded(folder: Path) -> str:
@@ -238,7 +239,7 @@ def corrupt(folder: Path, before: dict[str, str], after: dict[str, str]) -> list
             if path.name == "metrics.jsonl":
                 good = growing(path)
             elif path.name == "checkpoint.safetensors":
-                good = bool(checkpoint.read(path)) and "step" in checkpoint.facts(path)
+                good = bool(checkpoint.read(path)) and "step" in checkpoint.metadata(path)
             else:
                 digest = hashlib.sha256(content(path)).hexdigest()
                 good = digest in (before.get(name), after.get(name))

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from dpo_helpers import data, dpo, finetune, lora, models, responses
+from dpo_helpers import data, dpo, finetune, lm
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import hh_rlhf
+from dpo_helpers.lm import lora
+from experiments import hh_rlhf
 
 MODEL = "smollm2-135m"
 BATCH = 32
@@ -36,7 +37,7 @@ def batch() -> tuple[data.Behavior, str]:
     return data.load_behavior("keeps-promises"), "embedded sample"
 
 
-def dialogues(model: models.Model) -> tuple[list[dict[str, str]], str]:
+def dialogues(model: lm.Model) -> tuple[list[dict[str, str]], str]:
     """The first pairs of chapter 8: harmless-base where at hand, else those of the sample."""
     here = hh_rlhf.at_hand(configure({"tier": "book"}))
     where = "anthropic" if here else "sample"
@@ -49,11 +50,11 @@ def dialogues(model: models.Model) -> tuple[list[dict[str, str]], str]:
 
 def tree(precision: str, adapter: bool = False) -> Iterator[float]:
     """Ours: each step is resumed at a ``yield`` of the loss before, and ends at the next."""
-    model = models.load(MODEL)
+    model = lm.load(MODEL)
     if adapter:
-        pairs = responses.texts(lora.add(model, 0, dropout=0.0), dialogues(model)[0])
+        pairs = lm.pairs_from_text(lora.add(model, 0, dropout=0.0), dialogues(model)[0])
     else:
-        pairs = responses.statements(model, [batch()[0]]).take(range(BATCH))
+        pairs = lm.pairs_from_behaviors(model, [batch()[0]]).take(range(BATCH))
     loss = math.nan
     settings = finetune.Settings(
         precision=precision, batch_size=BATCH, learning_rate=RATES[adapter]
@@ -68,9 +69,9 @@ def tree(precision: str, adapter: bool = False) -> Iterator[float]:
 
 def padded() -> Iterator[float]:
     """The same by hand: prompts padded on the right, margin of Yes against No, reference known."""
-    model = models.load(MODEL)
+    model = lm.load(MODEL)
     network = model.network
-    pairs = responses.statements(model, [batch()[0]]).take(range(BATCH))
+    pairs = lm.pairs_from_behaviors(model, [batch()[0]]).take(range(BATCH))
     ends = torch.tensor([len(p) - 1 for p in pairs.prompts], device=network.device)
     ids = torch.zeros(BATCH, int(ends.max()) + 1, dtype=torch.long, device=network.device)
     for row, prompt in zip(ids, pairs.prompts, strict=True):
@@ -106,7 +107,7 @@ def trl(precompute: bool, adapter: bool = False) -> None:
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    model = models.load(MODEL)
+    model = lm.load(MODEL)
     peft = None
     if adapter:
         rows, _ = dialogues(model)
@@ -162,7 +163,7 @@ def trl(precompute: bool, adapter: bool = False) -> None:
         )
         if adapter:  # begins at the same A
             own = dict(trainer.model.named_parameters())
-            for name, weight in lora.add(models.load(MODEL), 0).network.named_parameters():
+            for name, weight in lora.add(lm.load(MODEL), 0).network.named_parameters():
                 if weight.requires_grad:
                     own[f"base_model.model.{name}"].data.copy_(weight)
         trainer.train()

@@ -15,11 +15,11 @@ def browse(
     *,
     name: str,
     axes: Sequence[str],
-    hues: Mapping[str, str] | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> HTML:
     """A table of numbers, a row a name of the index, and a scatter of two of its columns.
 
-    ``axes`` are the columns shown first to the right and upwards; ``hues`` the colours of some
+    ``axes`` are the columns shown first to the right and upwards; ``colors`` the colours of some
     rows; ``name`` the element's id. NaN stays blank. Without scripts the table alone is there.
     """
     columns = [str(column) for column in rows.columns]
@@ -32,7 +32,7 @@ def browse(
         return "<td></td>" if pd.isna(value) else f'<td data-v="{value:.6g}">{value:.3g}</td>'
 
     body = "\n".join(
-        f'<tr data-hue="{(hues or {}).get(row, "")}"><th scope="row">{html.escape(row)}</th>'
+        f'<tr data-hue="{(colors or {}).get(row, "")}"><th scope="row">{html.escape(row)}</th>'
         + "".join(map(cell, values))
         + "</tr>"
         for row, *values in rows.itertuples()

@@ -7,7 +7,7 @@ changes at all. So a training step on V × d weights is one on d numbers, and
 ‖W_U(t) − W_U(0)‖ = √2 ‖δ‖ in both the operator and the Frobenius norm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,54 @@ class Problem:
     labels: np.ndarray
     train: np.ndarray
     group: np.ndarray | None = None
+
+
+def gradient_descent(
+    a: np.ndarray,
+    learning_rate: float,
+    beta: float,
+    steps: int,
+    weights: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Gradient descent on all statements: δ_{t+1} = δ_t + ηβ Σ_i w_i σ(−2β a_i·δ_t) a_i, δ_0 = 0.
+
+    ``a`` (…, n, d) holds s_i g_i. The weights are 1/n, or what ``weights`` makes before each step of
+    the σ(−2β a_i·δ_t) (…, n). Returns δ_t for t = 0 … steps: (steps + 1, …, d), float64.
+    """
+    import torch
+
+    a = torch.from_numpy(np.array(a, np.float64))
+
+    def pull(_: int, sigmoids: torch.Tensor) -> torch.Tensor:
+        if weights is None:
+            return learning_rate * beta / a.shape[-2] * sigmoids
+        w = torch.from_numpy(weights(sigmoids[..., 0].numpy()))
+        return learning_rate * beta * w[..., None] * sigmoids
+
+    return _descend(a, lambda _: a, pull, beta, steps, seeds=1)[..., 0].numpy()
+
+
+def _descend(
+    a: "torch.Tensor",
+    batch: "Callable[[int], torch.Tensor]",
+    pull: "Callable[[int, torch.Tensor], torch.Tensor]",
+    beta: float,
+    steps: int,
+    seeds: int,
+) -> "torch.Tensor":
+    """The recursion of this module: δ_{t+1} = δ_t + batchᵀ · pull(σ(−2β batch · δ_t)).
+
+    ``batch`` gives the rows of ``a`` (…, n, d) that step t reads, (…, m, d), and ``pull`` makes of
+    their sigmoids (…, m, seeds) what each adds. Returns δ_t (steps + 1, …, d, seeds).
+    """
+    import torch
+
+    path = a.new_zeros(steps + 1, *a.shape[:-2], a.shape[-1], seeds)
+    with torch.inference_mode():
+        for t in range(steps):
+            rows = batch(t)
+            path[t + 1] = path[t] + rows.mT @ pull(t, torch.sigmoid(-2 * beta * (rows @ path[t])))
+    return path
 
 
 def train(
@@ -81,24 +129,28 @@ def train(
         for s in range(seeds):
             batches[:, k, :n, s] = draws(problem, len(batches), batch_size, sampling, s)
     a, weights = torch.from_numpy(signed).to(**to), torch.from_numpy(batches).to(**to)
-    path = torch.zeros(steps + 1, len(problems), a.shape[2], seeds, **to)
+    index = None
     # Few seeds draw few of the rows: a step then reads only these.
     drawn = (batches > 0).any(-1)
-    few = drawn.sum(-1).max() < rows / 2
-    if few:
-        pick = np.argsort(~drawn, axis=-1, kind="stable")[..., : drawn.sum(-1).max()]
+    most = drawn.sum(-1).max()
+    if most < rows / 2:
+        pick = np.argsort(~drawn, axis=-1, kind="stable")[..., :most]
         weights = torch.from_numpy(np.take_along_axis(batches, pick[..., None], 2)).to(**to)
-        pick = torch.from_numpy(pick + rows * np.arange(len(problems))[:, None]).to(device)
-        flat = a.flatten(0, 1)
+        index = torch.from_numpy(pick).to(device)
+        each = torch.arange(len(problems), device=device)[:, None]
     weights *= learning_rate * beta
-    with torch.inference_mode():
-        for t in range(steps):
-            at = min(t, len(batches) - 1)
-            seen = a
-            if few:
-                seen = flat.index_select(0, pick[at].flatten()).unflatten(0, pick[at].shape)
-            pull = torch.sigmoid(-2 * beta * (seen @ path[t]))
-            torch.baddbmm(path[t], seen.mT, weights[at] * pull, out=path[t + 1])
+
+    def at(t: int) -> int:
+        return min(t, len(batches) - 1)
+
+    path = _descend(
+        a,
+        lambda t: a if index is None else a[each, index[at(t)]],
+        lambda t, sigmoids: weights[at(t)] * sigmoids,
+        beta,
+        steps,
+        seeds,
+    )
     measured = [
         _measure(problem, a[k, : len(problem.labels)], path[:, k], boundary, beta)
         for k, problem in enumerate(problems)

@@ -39,7 +39,7 @@ YES, NO = "#1b7837", "#8c8c8c"
 _PALE = {YES: "#a9d9b4", NO: "#d9d9d9"}
 
 
-def colour(behavior: str) -> str:
+def color(behavior: str) -> str:
     """The colour of a behavior, the same in every figure."""
     for five in (FIVE, TIERS["smoke"]["behaviors"]):
         if behavior in five:
@@ -67,8 +67,8 @@ def curves(panels: Mapping[str, np.ndarray], behaviors: Sequence[str]) -> Figure
             for behavior, series in zip(behaviors, values, strict=True):
                 low, middle, high = np.quantile(series, (0.05, 0.5, 0.95), axis=-1)
                 name = f"{behaviors.index(behavior) + 1} {short(behavior)}"
-                ax.plot(steps, middle, color=colour(behavior), lw=1.8, label=name)
-                ax.fill_between(steps, low, high, color=colour(behavior), alpha=0.18, lw=0)
+                ax.plot(steps, middle, color=color(behavior), lw=1.8, label=name)
+                ax.fill_between(steps, low, high, color=color(behavior), alpha=0.18, lw=0)
             ax.set(xlabel="step", ylabel=label, xlim=(0, steps[-1]))
         fig.legend(
             *axes[0, 0].get_legend_handles_labels(),
@@ -86,10 +86,10 @@ def lines(
     xlabel: str | Sequence[str],
     *,
     scale: tuple[str, str] = ("linear", "linear"),
-    hues: Mapping[str, str] | None = None,
+    colors: Mapping[str, str] | None = None,
     dashed: Sequence[str] = (),
     dots: Sequence[str] = (),
-    across: int = 3,
+    ncols: int = 3,
 ) -> Figure:
     """One panel a y label, one line a name: bounds, sweeps and what was measured.
 
@@ -101,9 +101,9 @@ def lines(
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(names)))
-    hues = dict(zip(names, shades, strict=True)) | dict(hues or {})
+    colors = dict(zip(names, shades, strict=True)) | dict(colors or {})
     with plt.rc_context(_STYLE):
-        width = min(across, len(panels))
+        width = min(ncols, len(panels))
         rows = -(-len(panels) // width)
         size = (4.2 * width + 0.8, 3.5 if rows == 1 else 3 * rows + 0.5)
         fig, axes = plt.subplots(rows, width, figsize=size, squeeze=False)
@@ -116,9 +116,9 @@ def lines(
                 y = np.asarray(y, float)
                 middle = y if y.ndim == 1 else y[1]
                 mark = "--" if name in dashed else "o" if name in dots else "-"
-                (drawn[name],) = ax.plot(x, middle, mark, color=hues[name], lw=1.7, ms=4)
+                (drawn[name],) = ax.plot(x, middle, mark, color=colors[name], lw=1.7, ms=4)
                 if y.ndim == 2:
-                    ax.fill_between(x, y[0], y[2], color=hues[name], alpha=0.18, lw=0)
+                    ax.fill_between(x, y[0], y[2], color=colors[name], alpha=0.18, lw=0)
             ax.set(xlabel=under, ylabel=label, xscale=scale[0], yscale=scale[1])
         wide = 2 if max(map(len, names)) > 24 else 4
         columns = min(len(names), wide if width > 1 else 2)
@@ -129,7 +129,7 @@ def lines(
     return fig
 
 
-def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], across: int = 5) -> Figure:
+def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], ncols: int = 5) -> Figure:
     """Points in the plane: Yes statements green discs, No statements grey crosses.
 
     ``panels`` maps what stands below a panel, such as the behavior, to its coordinates (n, 2) and
@@ -137,7 +137,7 @@ def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], across: int = 5)
     is pale. A row has up to ``across`` panels.
     """
     with plt.rc_context(_STYLE | {"axes.grid": False}):
-        width = min(across, len(panels))
+        width = min(ncols, len(panels))
         rows = -(-len(panels) // width)
         inches = min(3.4, 10.2 / width)
         size = (inches * width, (inches + 0.1) * rows)
@@ -171,10 +171,17 @@ def bars(groups: Mapping[str, Sequence[float]], behaviors: Sequence[str], ylabel
         shades = np.linspace(0.35, 1, len(groups))
         for i, (name, values) in enumerate(groups.items()):
             at = np.arange(len(behaviors)) + (i - (len(groups) - 1) / 2) * width
-            hues = [colour(behavior) for behavior in behaviors]
+            colors = [color(behavior) for behavior in behaviors]
             hatch = ("", "//", "..", "xx")[i % 4]
             ax.bar(
-                at, values, width, color=hues, alpha=shades[i], hatch=hatch, ec="white", label=name
+                at,
+                values,
+                width,
+                color=colors,
+                alpha=shades[i],
+                hatch=hatch,
+                ec="white",
+                label=name,
             )
         ax.set_xticks(
             range(len(behaviors)), [short(b, 20) for b in behaviors], fontsize=8, rotation=12

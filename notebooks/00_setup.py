@@ -46,13 +46,14 @@ device = None
 # line. `Records` is the store of recorded runs, and knows which of them still match the code.
 
 # %%
+from experiments import objectives
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
 from dpo_helpers.config import configure
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% [markdown]
 # What is at hand:
@@ -174,9 +175,8 @@ plots.bars(
 # responses, rewards and seeds, and keeps the largest difference of a probability.
 
 # %%
-from dpo_helpers.experiments import setup
 
-t0 = setup.policy_run(records)
+t0 = objectives.policy_run(records)
 for name in ("between", "rlhf", "dpo"):
     print(
         f"{name:8} differs by less than 1e-6: {bool((t0.arrays[name] < 1e-6).all())}"
@@ -263,7 +263,7 @@ print(
 #   training one vector $\delta$. The next page, {ref}`case-study`, watches it move.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-from dpo_helpers import claims
+from experiments import claims
 
 display(Markdown(claims.table("00_setup", records)))
 

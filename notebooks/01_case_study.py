@@ -49,15 +49,15 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
+from experiments import case_study, claims, shared
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, last_layer, models, plots
+from dpo_helpers import last_layer, lm, plots
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import case_study, shared
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -104,17 +104,16 @@ if statements.at_hand(config.data):
 # packed row, without padding. Here with a tiny random Llama, to see the idea and that it is exact:
 
 # %%
-from dpo_helpers.hidden import hidden_states
-from dpo_helpers.tree import grow
+from dpo_helpers.states import build_trie, hidden_states
 
-tiny = models.load("tiny-llama", device="cpu")
+tiny = lm.load("tiny-llama", device="cpu")
 prompts = statements.load_behavior("keeps-promises", "sample").prompts()[:50]
 tokens = tiny.tokenizer(prompts).input_ids
 together = hidden_states(tiny, prompts)
 alone = np.concatenate([hidden_states(tiny, [prompt]) for prompt in prompts])
 assert np.abs(together - alone).max() < 1e-4
 print(
-    f"{sum(map(len, tokens))} tokens, of which {len(grow(tokens).tokens)} in the tree"
+    f"{sum(map(len, tokens))} tokens, of which {len(build_trie(tokens).tokens)} in the tree"
 )
 
 # %% [markdown]
@@ -159,7 +158,7 @@ plots.planes({name: (flat.arrays[name], s.labels) for name, s in three.items()})
 # statement's ten nearest neighbours have its label (half, if the labels were random)?
 
 # %%
-from dpo_helpers.geometry import neighbours_agree
+from dpo_helpers.states import knn_label_agreement
 
 seen = pd.DataFrame()
 for name, s in three.items():
@@ -167,7 +166,7 @@ for name, s in three.items():
     seen.loc[row, "‖μ̂₊−μ̂₋‖"] = m.distinguishability
     seen.loc[row, "√Tr Σ̂±"] = m.cov_trace**0.5
     seen.loc[row, "ratio"] = m.distinguishability / m.cov_trace**0.5
-    seen.loc[row, "neighbours that agree"] = neighbours_agree(s.g, s.labels)
+    seen.loc[row, "neighbours that agree"] = knn_label_agreement(s.g, s.labels)
 display(seen.round(3))
 ranks = seen.corr(method="spearman")["neighbours that agree"].round(2)
 print(

@@ -42,16 +42,17 @@ device = None
 import numpy as np
 import pandas as pd
 import torch
+from experiments import claims, rate_of_change
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 from scipy import stats
 
-from dpo_helpers import claims, paper, plots, synthetic, theory
+from dpo_helpers import last_layer, plots, theory
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import rate_of_change
-from dpo_helpers.runs import Records
+from dpo_helpers.theory import printed, synthetic
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -259,7 +260,7 @@ broken = rate_of_change.counterexample_run(records)
 setting, found = broken.info["key"]["settings"], broken.arrays
 size, n = (np.array(setting[name], float) for name in "dn")
 table = pd.DataFrame({"n": n}, [f"d = {x:,.0f}" for x in size])
-table["claimed failure"] = paper.mean_failure(n, size, 0.0, 2, 1 / 64)
+table["claimed failure"] = printed.mean_failure(n, size, 0.0, 2, 1 / 64)
 table["share that fails"] = (found["first"] > 1).mean(1)
 table["measured/bound"] = np.median(found["first"], 1)
 table["predicted"] = np.sqrt(2 * (1 + 4 * size / n)) / 24
@@ -330,14 +331,14 @@ inverse = 1 / np.quantile(found["first"], (0.95, 0.5, 0.05), axis=1)
 right = {names[0]: (size, inverse), "predicted": (size, 1 / table["predicted"])}
 for series, x in ((left, d), (right, size)):
     series["violated below"] = (x, np.ones(len(x)))
-hues = dict(zip(names, ("#d9a400", "#1f9e89", "#56b4e9"), strict=True))
-hues |= dict.fromkeys(("predicted", *(f"_{name}" for name in names)), "black")
+colors = dict(zip(names, ("#d9a400", "#1f9e89", "#56b4e9"), strict=True))
+colors |= dict.fromkeys(("predicted", *(f"_{name}" for name in names)), "black")
 plots.lines(
     {"bound/measured, n = 1000": left, "bound/measured, n = 5√d/8": right},
     "d",
     scale=("log", "log"),
     dashed=[*(f"_{name}" for name in names), "predicted", "violated below"],
-    hues=hues | {"violated below": "#c2593f"},
+    colors=colors | {"violated below": "#c2593f"},
 )
 
 # %% [markdown]
@@ -374,7 +375,7 @@ plots.lines(
 
 # %%
 rate, b = 2.0, 0.5  # η and β
-path = theory.descend(labels[:, None] * g, rate, b, 50)
+path = last_layer.gradient_descent(labels[:, None] * g, rate, b, 50)
 margins = 2 * b * labels * (path @ g.T)
 held = [(theory.theta(m)[:, None] * g).T @ g / 40 for m in margins[:-1]]
 pull = rate * b**2 / 2 * np.einsum("tij,tj->ti", held, path[:-1])
@@ -457,7 +458,9 @@ late.round(3)
 a, t, ratios = np.array([[1 + 1e-6], [-1.0]]), np.arange(1, 1001), {}
 for kappa in (3.99, 4.05):
     eta = kappa / (a**2).mean()
-    distance = np.sqrt(2) * np.abs(theory.descend(a, eta, 1.0, 1000)[1:, 0])
+    distance = np.sqrt(2) * np.abs(
+        last_layer.gradient_descent(a, eta, 1.0, 1000)[1:, 0]
+    )
     ratios[kappa] = (distance / (np.sqrt(2) / 4 * eta * t * 1e-6)).max()
     print(f"κ = {kappa}: largest measured/bound {ratios[kappa]:.4g}")
 assert ratios[3.99] < 1 + 1e-9 and ratios[4.05] > 100
@@ -546,9 +549,11 @@ bounds = {
 }
 lines = {name: (long["t"], long[key]) for name, key in bounds.items()}
 lines |= {"measured": (long["t"], long["distance"])}
-hues = dict(zip(lines, ("#3a5aa8", "#d9a400", "#1f9e89", "black"), strict=True))
+colors = dict(
+    zip(lines, ("#3a5aa8", "#d9a400", "#1f9e89", "black"), strict=True)
+)
 panels, scale = {"‖W(t) − W(0)‖": lines}, ("log", "log")
-plots.lines(panels, "step", scale=scale, dashed=list(bounds), hues=hues)
+plots.lines(panels, "step", scale=scale, dashed=list(bounds), colors=colors)
 
 # %%
 at = [np.abs(long["t"] - t).argmin() for t in (1, 10, 100, 1000, long["t"][-1])]
@@ -599,9 +604,9 @@ table.set_index("t").round(2)
 draw = np.random.default_rng(0)
 table = pd.DataFrame(columns=["Chebyshev", "Gaussian", "(17)"])
 for size in (1, 16, 256, 4096):
-    length = synthetic.strengths(draw, 100_000, 1000, size)
-    chebyshev = theory.sampled_strength(1.0, 2 * size, 1000, 0.05)
-    gaussian = theory.sampled_strength(1.0, 2 * size, 1000, 0.05, norm=2.0)
+    length = synthetic.b_norms(draw, 100_000, 1000, size)
+    chebyshev = theory.sampled_b_norm(1.0, 2 * size, 1000, 0.05)
+    gaussian = theory.sampled_b_norm(1.0, 2 * size, 1000, 0.05, norm=2.0)
     fails = [(length > limit).mean() for limit in (chebyshev, gaussian, 3)]
     table.loc[f"d = {size}"] = fails
 assert (table[["Chebyshev", "Gaussian"]] <= 0.05).all(axis=None)
@@ -652,14 +657,14 @@ def picture(*settings):
         for d, delta, n, alpha in settings
     }
     names = list(next(iter(panels.values())))
-    hues = ("black", "#c2593f", "#3a5aa8", "#1f9e89")
+    colors = ("black", "#c2593f", "#3a5aa8", "#1f9e89")
     return plots.lines(
         panels,
         "step",
         scale=("log", "log"),
         dashed=names[1:],
-        hues=dict(zip(names, hues, strict=True)),
-        across=2,
+        colors=dict(zip(names, colors, strict=True)),
+        ncols=2,
     )
 
 
@@ -721,15 +726,20 @@ print(f"uneven training splits: {uneven} of {len(about)}")
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Figure 4 against the bounds.", "name": "fig-real"}, "image": {"alt": "Four panels of distance moved against step for five behaviors, on a logarithmic y axis, with dashed bounds in the colour of each behavior. Gradient descent at the theorem's step: Theorem A at or above the measured curves, the paper's bounds further up. At the book's step: Theorem A at or above the curves. SGD at the book's step: its bound further above. SGD at the paper's step: the largest distances over seeds come nearest to the paper's bounds at the first steps."}}
 curves, used = rate_of_change.real_curves(records)
 t = np.arange(1, config.steps + 1)
-panels, hues = {label: {} for label in curves}, {}
+panels, colors = {label: {} for label in curves}, {}
 for k, behavior in enumerate(config.behaviors):
     for label, series in curves.items():
         for mark, y in zip(("", "_1 ", "_2 "), series, strict=False):
             name = mark + plots.short(behavior, 34)
-            hues[name], panels[label][name] = plots.colour(behavior), (t, y[k])
-dashed = [name for name in hues if name[0] == "_"]
+            colors[name], panels[label][name] = plots.color(behavior), (t, y[k])
+dashed = [name for name in colors if name[0] == "_"]
 plots.lines(
-    panels, "step", scale=("linear", "log"), hues=hues, dashed=dashed, across=2
+    panels,
+    "step",
+    scale=("linear", "log"),
+    colors=colors,
+    dashed=dashed,
+    ncols=2,
 )
 
 # %% [markdown]

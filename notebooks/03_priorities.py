@@ -43,16 +43,16 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
+from experiments import claims, priorities, shared
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, mixture, plots
+from dpo_helpers import mixtures, plots
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import priorities, shared
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -110,7 +110,7 @@ others = np.random.default_rng(0).standard_normal((48, g.shape[1]))
 rows = np.concatenate([records.states(pair[0]).rows, others])
 
 change = priorities.autograd_step(g, labels, rows, eta, beta)
-b, sizes = mixture.pulls(g, labels, group)
+b, sizes = mixtures.signed_means(g, labels, group)
 step = eta * beta / 4 * (sizes @ b) / sizes.sum()
 assert abs(change[:2] - [step, -step]).max() < 1e-12 * abs(step).max()
 assert abs(change[2:]).max() < 1e-12 * abs(step).max()
@@ -133,7 +133,7 @@ print(f"equal weights, (19): error {equal / np.linalg.norm(step):.2f}")
 # %%
 logits = labels * (g @ (change[0] - change[1]))
 rise = np.bincount(group, logits) / sizes
-formula = mixture.improvements(b, sizes, eta, beta)
+formula = mixtures.logit_gains(b, sizes, eta, beta)
 assert abs(rise - formula).max() < 1e-12 * abs(formula).max()
 print("measured rise (22):  ", rise.round(5))
 print("(βη/4) b̄·b̂_j:        ", formula.round(5))
@@ -205,10 +205,10 @@ table.T.map("{:.3g}".format)
 g, labels, group = priorities.trained_on(records, pair)
 for share in (0.5, 0.55, 0.6):
     left = priorities.with_share(g, labels, group, share)
-    _, own, _ = mixture.first_fall(*left, eta, beta)
+    _, own, _ = mixtures.first_loss_decrease(*left, eta, beta)
     step = priorities.first_step(*left, eta, beta)
-    every = mixture.falls(step[None], g, labels, group, beta)[:, 0]
-    level = mixture.priorities(mixture.differences(*left)).round(2)
+    every = mixtures.loss_decreases(step[None], g, labels, group, beta)[:, 0]
+    level = mixtures.priority_levels(mixtures.mean_differences(*left)).round(2)
     print(f"Yes {share:.0%}: P {level}, fall", own.round(4), every.round(4))
 
 # %% [markdown]
@@ -230,15 +230,15 @@ for share in (0.5, 0.55, 0.6):
 
 # %%
 for vectors in ([(3, 0), (-2, 2), (-2, -1.9)], [(3, 0), (0, 2.5), (0, 2.5)]):
-    level = mixture.priorities(np.array(vectors, float))
+    level = mixtures.priority_levels(np.array(vectors, float))
     print(f"b = {vectors}: P =", level.round(3))
 try:
-    mixture.priorities(np.array([(1.0, 0.0), (-1.0, 0.0)]))
+    mixtures.priority_levels(np.array([(1.0, 0.0), (-1.0, 0.0)]))
 except InputError as problem:
     print(problem)
 sizes, vectors = np.array([100, 400]), np.array([(3.0, 0.0), (0.0, 2.0)])
-print("P =", mixture.priorities(vectors).round(2), "for sizes", sizes)
-print("rises", mixture.improvements(vectors, sizes, 1.0, 1.0))
+print("P =", mixtures.priority_levels(vectors).round(2), "for sizes", sizes)
+print("rises", mixtures.logit_gains(vectors, sizes, 1.0, 1.0))
 
 # %% [markdown]
 # - $P_j$ can be **negative**. In the first example the longest $b$ of all has it: the first step *unlearns* that behavior.
@@ -304,7 +304,7 @@ panels = {
     }
     for angle, (_, (longer, shorter)) in trained.items()
 }
-plots.lines(panels, "step", across=2)
+plots.lines(panels, "step", ncols=2)
 
 # %% [markdown]
 # In JupyterLab the next cell has sliders for both lengths and the angle, and a button that draws.
@@ -364,16 +364,16 @@ plots.lines(panels, "step")
 # has the same pairs under our model (at the smoke tier, two pairs of the sample), the recipe that of {ref}`case-study`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Two behaviors trained together (the paper's Figure 5).", "name": "fig-pairs"}, "image": {"alt": "Two panels of training loss against step, pair (a) left and pair (b) right, each with two behaviors and a band over seeds. All start at log 2 and spike upwards in single steps."}}
-panels, hues = {}, {}
+panels, colors = {}, {}
 for which, both in enumerate(shared.PAIRS[config.tier]):
     loss = priorities.figure_5_run(records, which).arrays["loss"]
     bands = np.quantile(loss, (0.05, 0.5, 0.95), axis=-1)
     names = [plots.short(name, 44) for name in both]
-    hues |= dict(zip(names, map(plots.colour, both), strict=True))
+    colors |= dict(zip(names, map(plots.color, both), strict=True))
     panels[f"training loss, pair ({'ab'[which]})"] = {
         names[j]: (np.arange(loss.shape[1]), bands[:, j]) for j in (0, 1)
     }
-plots.lines(panels, "step", hues=hues)
+plots.lines(panels, "step", colors=colors)
 
 # %% tags=["hide-input"]
 table = pd.DataFrame(priorities.pair_table(records))
@@ -411,7 +411,7 @@ display(
 # curvature too and needs no training either. The last column has the median fall of minibatches over that of descent.
 
 # %% tags=["hide-input"]
-table = pd.DataFrame(priorities.foretold(records)).T
+table = pd.DataFrame(priorities.predicted(records)).T
 table.index = [plots.short(name, 30) for name in table.index]
 display(table.iloc[:, :6].map("{:.3g}".format))
 rises = [

@@ -37,17 +37,17 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
+from experiments import claims, learning_guarantees, shared
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 from scipy.stats import norm
 
-from dpo_helpers import claims, last_layer, paper, plots, synthetic, theory
-from dpo_helpers.certificate import certificate
+from dpo_helpers import last_layer, plots, theory
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import learning_guarantees, shared
-from dpo_helpers.runs import Records
+from dpo_helpers.theory import certificate, printed, synthetic
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -77,7 +77,7 @@ display(Markdown(records.header()))
 
 # %%
 d = np.array([256, 576, 1024, 4096, 65536])
-lowest, highest = paper.v_range(d, 0.0)
+lowest, highest = printed.v_range(d, 0.0)
 where = pd.DataFrame({"d": d, "least v": lowest, "largest Δ": highest - lowest})
 where["largest ‖b‖"] = d ** where["largest Δ"]
 assert np.allclose(where["largest ‖b‖"], d**0.5 / 16)
@@ -94,7 +94,7 @@ where.round(4)
 real = learning_guarantees.real_range(records)
 columns = ["‖b̂‖", "√d/16", "in range", "c_n′", "claimed failure"]
 names = [plots.short(behavior, 34) for behavior in config.behaviors]
-hues = dict(zip(names, map(plots.colour, config.behaviors), strict=True))
+colors = dict(zip(names, map(plots.color, config.behaviors), strict=True))
 pd.DataFrame(real.values(), names, columns).round(3)
 
 # %% [markdown]
@@ -115,7 +115,7 @@ pd.DataFrame(real.values(), names, columns).round(3)
 # %%
 for phi in (0.0, 0.3, 0.5):
     power, gain = learning_guarantees.gains(phi)
-    best, cap = power[gain.argmax()], paper.largest_gain(phi)
+    best, cap = power[gain.argmax()], printed.largest_gain(phi)
     assert 0.999 * cap < gain.max() <= cap * (1 + 1e-12)
     print(f"φ = {phi}: at most {gain.max():.5f}, at d^v = {best:.1f}")
 
@@ -167,7 +167,7 @@ rng, b = np.random.default_rng(0), np.eye(64)[0]
 g, labels = synthetic.clouds(rng, 100, b)
 for side in (1, -1):
     g[labels == side] += side * b / 2 - g[labels == side].mean(0)
-path = theory.descend(labels[:, None] * g, 0.1, 1.0, 4)
+path = last_layer.gradient_descent(labels[:, None] * g, 0.1, 1.0, 4)
 step = np.diff(path, axis=0)[3] / (0.1 / 2)
 for factor in (2, 1):
     parts = learning_guarantees.split(g, labels, b, path[3], 1.0, factor)
@@ -407,11 +407,11 @@ for above in (1 + 1e-9, 1 - 1e-3):
 s = records.states(config.behaviors[-1])
 g, labels, eta = s.g[s.train], s.labels[s.train], shared.learning_rate(records)
 signal, t, beta = theory.signal(g, labels), np.arange(101), config.beta
-path = theory.descend(labels[:, None] * g, eta, beta, 100)
-fallen = theory.fall(2 * beta * labels * (path @ g.T)).mean(1)
+path = last_layer.gradient_descent(labels[:, None] * g, eta, beta, 100)
+fallen = theory.loss_decrease(2 * beta * labels * (path @ g.T)).mean(1)
 distance = np.sqrt(2) * np.linalg.norm(path, axis=1)
-moved = theory.loss_to_motion(fallen, signal.strength, beta)
-low, high = theory.speed_limit(signal, eta, beta, t)
+moved = theory.distance_from_loss(fallen, signal.b_norm, beta)
+low, high = theory.loss_decrease_bounds(signal, eta, beta, t)
 assert (moved <= distance * (1 + 1e-9)).all() and (low <= fallen + 1e-12).all()
 assert (fallen <= high * (1 + 1e-9)).all()
 at, rows = [1, 3, 10, 30, 100], [distance, moved, fallen, low, high]
@@ -514,7 +514,7 @@ for label, key in (("true error / ‖δ‖", "error"), ("Eₜ / ‖δ‖", "tube
     relative = run[key][:, 2:] / length[:, 2:]
     series = zip(names, relative, strict=True)
     panels[label] = {n: (t[2:], y) for n, y in series}
-plots.lines(panels, "step", scale=("log", "log"), hues=hues)
+plots.lines(panels, "step", scale=("log", "log"), colors=colors)
 
 # %% [markdown]
 # How good is the linear regime? It is a matter of the margins: the first three lines have the largest relative error over the behaviors while all $|m_i|$ are at most the value given.
@@ -531,7 +531,12 @@ for most in (0.1, 0.3, 1.0):
     print(f"while max |m| ≤ {most}: error ≤ {relative[until].max():.1e}")
 for count in (100, 1000, 10_000):
     margin, _ = theory.gradient_flow(1.0, 1.0, 30.0)
-    off = 2 * theory.descend(np.ones((1, 1)), 30 / count, 1.0, count)[-1, 0]
+    off = (
+        2
+        * last_layer.gradient_descent(np.ones((1, 1)), 30 / count, 1.0, count)[
+            -1, 0
+        ]
+    )
     print(f"{count:6} steps to τ = 30: m off by {abs(off / margin - 1):.1e}")
 
 # %% [markdown]
@@ -588,13 +593,16 @@ assert low - 1e-12 <= true <= high + 1e-12
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Proven bounds (bands) and gradient descent (lines).", "name": "fig-certificate"}, "image": {"alt": "Two panels against the step on a log scale up to 1000, fall of the loss left and distance moved right, a line a behavior inside a band of the same colour. For tens of steps the bands are as thin as the lines; far beyond they open and overlap."}}
 loss, true_loss = (np.log(2) - run[key] for key in ("fall", "true_fall"))
-motion = run["distance"], run["true_distance"]
-both = {"training loss": (loss[:, ::-1], true_loss), "‖W(t) − W(0)‖": motion}
+distance_bounds = run["distance"], run["true_distance"]
+both = {
+    "training loss": (loss[:, ::-1], true_loss),
+    "‖W(t) − W(0)‖": distance_bounds,
+}
 panels = {label: {} for label in both}
 for label, (band, line) in both.items():
     for n, (low, high), true in zip(names, band, line, strict=True):
         panels[label][n] = t[1:], np.stack([low, true, high])[:, 1:]
-plots.lines(panels, "step", scale=("log", "linear"), hues=hues)
+plots.lines(panels, "step", scale=("log", "linear"), colors=colors)
 
 # %% [markdown]
 # In JupyterLab the next cell has sliders: another $\eta$ (as a share of the rule's), another horizon, another behavior; a button draws. Halve $\eta$ and double the steps: what changes?
@@ -609,11 +617,11 @@ def draw(behavior=config.behaviors[-1], share=(0.05, 1.3, 0.05), horizon=300):
     known = certificate(
         x, y, one.boundary, learning_rate=rate, beta=beta, steps=horizon
     )
-    path = theory.descend(y[:, None] * x, rate, beta, horizon)
-    true = theory.fall(2 * beta * y * (path @ x.T)).mean(1)
-    band = np.stack([known.fall[0], true, known.fall[1]])
+    path = last_layer.gradient_descent(y[:, None] * x, rate, beta, horizon)
+    true = theory.loss_decrease(2 * beta * y * (path @ x.T)).mean(1)
+    band = np.stack([known.loss_decrease[0], true, known.loss_decrease[1]])
     series = {plots.short(behavior): (np.arange(horizon + 1), band)}
-    return plots.lines({"log 2 − L": series}, "step", hues=hues)
+    return plots.lines({"log 2 − L": series}, "step", colors=colors)
 
 
 _ = interact_manual(

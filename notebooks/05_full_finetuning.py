@@ -55,15 +55,15 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
+from experiments import claims, full_finetuning, shared
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, plots
+from dpo_helpers import plots
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import full_finetuning, shared
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -164,7 +164,7 @@ table.round(3)
 # at any $\beta$, but a margin is $\beta$ times a gap.
 
 # %% tags=["hide-input"]
-tier_records = Records(
+tier_records = RunStore(
     configure({"tier": config.tier, "device": config.device})
 )
 main = full_finetuning.MAIN[config.tier]
@@ -187,13 +187,15 @@ def panels(part, array="loss"):
     return found
 
 
-hues = {f"{i} {plots.short(b)}": plots.colour(b) for i, b in enumerate(main, 1)}
+colors = {
+    f"{i} {plots.short(b)}": plots.color(b) for i, b in enumerate(main, 1)
+}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss of the batches at other values of β, at the paper's rate (left) and the scaled one (right).", "name": "fig-betas-training"}, "image": {"alt": "A grid of panels, one row a value of β and one column a learning rate, of the training loss against step for five behaviors. At β = 0.001 the loss hardly leaves log 2; at larger β it falls further and is noisier."}}
-plots.lines(panels(0), "step", hues=hues, across=2)
+plots.lines(panels(0), "step", colors=colors, ncols=2)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss in the same runs.", "name": "fig-betas-held-out"}, "image": {"alt": "A grid of panels, one row a value of β and one column a learning rate, of the held-out loss against step for five behaviors."}}
-plots.lines(panels(1), "step", hues=hues, across=2)
+plots.lines(panels(1), "step", colors=colors, ncols=2)
 
 # %% tags=["hide-input"]
 if len(main) > 2:
@@ -267,8 +269,8 @@ for letter, pair in zip("ab", shared.PAIRS[config.tier], strict=True):
         for behavior, values in zip(pair, both, strict=True):
             name = plots.short(behavior)
             series[name] = (np.arange(len(values)), values)
-            pair_hues[name] = plots.colour(behavior)
-plots.lines(found, "step", hues=pair_hues, across=2)
+            pair_hues[name] = plots.color(behavior)
+plots.lines(found, "step", colors=pair_hues, ncols=2)
 
 # %% tags=["hide-input"]
 full_finetuning.pair_table(tier_records).set_index(["pair", "η"])
@@ -310,7 +312,7 @@ plots.lines(
     panels_of,
     ("‖∇L‖, rows Yes and No", "‖∇L‖, all parameters"),
     dots=points,
-    hues={plots.short(b): plots.colour(b) for b in known},
+    colors={plots.short(b): plots.color(b) for b in known},
 )
 
 # %% tags=["hide-input"]
@@ -337,7 +339,7 @@ display(
 # columns say how well that order agrees with the one in which full fine-tuning learned them, as in the table below {numref}`fig-six-scaled`.
 
 # %% tags=["hide-input"]
-full_finetuning.foretold_table(tier_records)
+full_finetuning.predicted_table(tier_records)
 
 # %% [markdown]
 # The gradient of all parameters orders them best. It is known before training as distinguishability is, at the price of one backward

@@ -39,16 +39,16 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
+from experiments import claims, distributional_changes, full_finetuning
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, plots
+from dpo_helpers import plots
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import distributional_changes, full_finetuning
-from dpo_helpers.geometry import geometry, plane
-from dpo_helpers.runs import Records
+from dpo_helpers.states import geometry, umap_2d
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -102,12 +102,12 @@ g, m = states[first].g, geometry(states[first].g, labels)
 larger = geometry(4 * g, labels)
 print(f"‖b̂‖ {m.distinguishability:.2f} → {larger.distinguishability:.2f}")
 print(f"‖Σ̂±‖ {m.cov_norm:.2f} → {larger.cov_norm:.2f}")
-same, again = plane(g), plane(4 * g)
+same, again = umap_2d(g), umap_2d(4 * g)
 print("the map of its own moves by", abs(again - same).max())
 assert np.array_equal(again, same)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left the map of g, which is that of 4g; right g and g + c, fitted together.", "name": "fig-blind"}, "image": {"alt": "Two scatter plots. Left one cloud of green discs and grey crosses. Right two islands of the same shape and mixture, one pale and one strong."}}
-moved = plane(np.concatenate([g, g + 1])).reshape(2, -1, 2)
+moved = umap_2d(np.concatenate([g, g + 1])).reshape(2, -1, 2)
 pictures = {"g, and 4g": same, "g (pale) and g + c (strong)": moved}
 plots.planes({name: (points, labels) for name, points in pictures.items()})
 
@@ -360,14 +360,14 @@ display(
 # are the tier's own runs, whatever the parameters at the top.
 
 # %%
-tier_records = Records(
+tier_records = RunStore(
     configure({"tier": config.tier, "device": config.device})
 )
 changes = distributional_changes.changes(tier_records)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "After training over before, by β: solid at the scaled learning rate, dashed at the paper's.", "name": "fig-factors"}, "image": {"alt": "Four panels against β, both axes logarithmic, one line a behavior and learning rate: distinguishability, largest variance, the ratio q1 and the ratio q2, after training over before."}}
 names = list(dict.fromkeys(changes["behavior"]))
-panels, hues, dashed = {}, {}, []
+panels, colors, dashed = {}, {}, []
 for what, title in (
     ("apart", "‖b̂‖"),
     ("covariance", "‖Σ̂‖"),
@@ -383,11 +383,11 @@ for what, title in (
             name = f"_{name}"
             dashed.append(name)
         series[name] = (part["β"].to_numpy(), part[what].to_numpy())
-        hues[name] = plots.colour(behavior)
+        colors[name] = plots.color(behavior)
     series["no change"] = (changes["β"].to_numpy(), np.ones(len(changes)))
-hues["no change"] = "#6b6b6b"
+colors["no change"] = "#6b6b6b"
 plots.lines(
-    panels, "β", scale=("log", "log"), hues=hues, dashed=dashed, across=2
+    panels, "β", scale=("log", "log"), colors=colors, dashed=dashed, ncols=2
 )
 
 # %% tags=["hide-input"]
@@ -415,8 +415,8 @@ plots.lines(
     panels,
     "‖b̂‖, after / before",
     scale=("log", "log"),
-    dots=list(hues),
-    hues=hues,
+    dots=list(colors),
+    colors=colors,
 )
 
 # %% tags=["hide-input"]
@@ -470,7 +470,7 @@ columns = {
     f"{i}": (runs[name, rate], states[name].labels)
     for i, name in enumerate(config.behaviors, 1)
 }
-plots.planes(grid(columns), across=len(columns))
+plots.planes(grid(columns), ncols=len(columns))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The first behavior at other values of β (the paper's Figures 20 to 22).", "name": "fig-beta-planes"}, "image": {"alt": "A grid of scatter plots, one column a value of β and two rows: states after training, and those before and after on one map with the former in pale colours."}}
 behavior = full_finetuning.MAIN[config.tier][0]
@@ -479,7 +479,7 @@ columns = {}
 for beta in full_finetuning.BETAS[config.tier]:
     trained = distributional_changes.trained(tier_records, [behavior], beta)
     columns[f"β = {beta:g}"] = ([*trained.values()][-1], labels)
-plots.planes(grid(columns, ("after", "both")), across=len(columns))
+plots.planes(grid(columns, ("after", "both")), ncols=len(columns))
 
 # %% [markdown]
 # Where the clouds after training look compact, they do so beside the gap between them: a picture in units of its own has no

@@ -43,15 +43,15 @@ device = None
 
 # %%
 import numpy as np
+from experiments import claims, full_finetuning, misalignment
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, plots
+from dpo_helpers import plots
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import full_finetuning, misalignment
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 everyone = list(misalignment.everyone(records))
 two = [everyone[0], everyone[-1]]
 rates = full_finetuning.rates(records, config.beta)
@@ -107,7 +107,7 @@ for name, array in losses.items():
             label: (np.arange(values.shape[2]), bands[:, arm])
             for arm, label in enumerate(labels)
         }
-plots.lines(panels, "step", hues=misalignment.HUES, across=2)
+plots.lines(panels, "step", colors=misalignment.HUES, ncols=2)
 
 # %% [markdown]
 # For all five, how far the loss from the aligned model lies below the loss from the base model, as
@@ -144,7 +144,7 @@ for place, behavior in zip(("least", "most"), two, strict=True):
             arm: (np.arange(values.shape[1]), row)
             for arm, row in zip(arms, values, strict=True)
         }
-plots.lines(panels, "step", hues=misalignment.HUES)
+plots.lines(panels, "step", colors=misalignment.HUES)
 
 # %% tags=["hide-input"]
 misalignment.turned_table(records, name)
@@ -183,7 +183,7 @@ for place, behavior in zip(("least", "most"), two, strict=True):
             arm: (np.flatnonzero(np.isfinite(row)), row[np.isfinite(row)])
             for arm, row in zip(labels, values, strict=True)
         }
-plots.lines(panels, "step", hues=misalignment.HUES)
+plots.lines(panels, "step", colors=misalignment.HUES)
 
 # %% [markdown]
 # Nor do they fall back to where the base model was. The distance shrinks, since two means that
@@ -214,11 +214,11 @@ for behavior in two:
         series[label] = (t, np.stack([bounds[0], row, bounds[1]]))
     panels[f"loss, {plots.short(behavior, 28)}"] = series
 plots.lines(
-    panels, "step of gradient descent", hues=misalignment.HUES, across=2
+    panels, "step of gradient descent", colors=misalignment.HUES, ncols=2
 )
 
 # %% tags=["hide-input"]
-misalignment.foretold_table(records, name).round(4)
+misalignment.predicted_table(records, name).round(4)
 
 # %% [markdown]
 # For all five the upper bound for the aligned model lies below the lower bound for the base model,
@@ -246,9 +246,9 @@ panels = {
     }
     for what in ("accuracy", "gap")
 }
-hues = {plots.short(b): plots.colour(b) for b in everyone}
+colors = {plots.short(b): plots.color(b) for b in everyone}
 plots.lines(
-    panels, "flipped examples", scale=("log", "linear"), hues=hues, across=2
+    panels, "flipped examples", scale=("log", "linear"), colors=colors, ncols=2
 )
 
 # %% tags=["hide-input"]

@@ -56,15 +56,17 @@ device = None
 # %%
 import numpy as np
 import torch
+from experiments import claims, hh_rlhf
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, dpo, lora, memory, models, plots, responses
+from dpo_helpers import dpo, lm, plots
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import hh_rlhf
-from dpo_helpers.runs import Records
+from dpo_helpers.finetune import memory
+from dpo_helpers.lm import lora
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header("hh-rlhf")))
@@ -112,12 +114,12 @@ if hh_rlhf.at_hand(config):
 # requires a gradient, needs no change.
 
 # %%
-small = models.load("tiny-llama", "cpu")
-pairs = responses.texts(small, load_pairs("sample"))
+small = lm.load("tiny-llama", "cpu")
+pairs = lm.pairs_from_text(small, load_pairs("sample"))
 with torch.no_grad():
-    before = responses.log_probabilities(small.network, pairs)
+    before = lm.log_probabilities(small.network, pairs)
     small = lora.add(small, seed=0)
-    after = responses.log_probabilities(small.network, pairs)
+    after = lm.log_probabilities(small.network, pairs)
 assert torch.equal(before, after), "B is 0"
 trained = [p.numel() for p in small.network.parameters() if p.requires_grad]
 print(f"{sum(trained)} parameters to train, in {len(trained)} matrices")
@@ -166,7 +168,7 @@ display(
 
 # %%
 runs = {rate: hh_rlhf.arms(records, rate) for rate in rates.values()}
-names, hues = hh_rlhf.NAMES, hh_rlhf.HUES
+names, colors = hh_rlhf.NAMES, hh_rlhf.HUES
 
 
 # %% tags=["hide-input"]
@@ -191,7 +193,7 @@ own = [arm for arm in names if arm[0] == arm[1]]
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss on flipped labels from the base and the aligned model (the paper's Figure 15), by learning rate.", "name": "fig-fifteen"}, "image": {"alt": "A grid of panels: the training loss of the batches above and the held-out loss below, against step, at each learning rate; one line for the base model and one for the aligned model."}}
 both = panels(lambda run: run["loss"][0], "training loss", own[:2])
 both |= panels(lambda run: run["loss"][1], "held-out loss", own[:2])
-plots.lines(both, "step", hues=hues, across=len(runs))
+plots.lines(both, "step", colors=colors, ncols=len(runs))
 
 # %% tags=["hide-input"]
 hh_rlhf.lead_table(records).set_index(["η", "start"])
@@ -218,7 +220,7 @@ found = panels(hh_rlhf.gap, "gap (nats)", names)
 for series, run in zip(found.values(), runs.values(), strict=True):
     gap = hh_rlhf.gap(run["base", "base"])
     series[level] = ([0, len(gap) - 1], [gap[0]] * 2)
-plots.lines(found, "step", hues=hues | {level: "#6b6b6b"}, dashed=[level])
+plots.lines(found, "step", colors=colors | {level: "#6b6b6b"}, dashed=[level])
 
 # %% tags=["hide-input"]
 table = hh_rlhf.undone_table(records).set_index(["η", "start", "reference"])
@@ -247,7 +249,7 @@ for what in ("preferred", "other"):
         f"log π, {what}",
         own[:2],
     )
-plots.lines(both, "step", hues=hues, across=len(runs))
+plots.lines(both, "step", colors=colors, ncols=len(runs))
 
 # %% [markdown]
 # Over each epoch as a whole, aligning and misaligning, in nats, with the standard error over the
@@ -315,7 +317,7 @@ leads = {
     }
     for rate, run in runs.items()
 }
-plots.lines(leads, "step", hues=hues)
+plots.lines(leads, "step", colors=colors)
 
 # %% [markdown]
 # At the scaled rate most of the lead in *training* loss is there with a new adapter too: it is the
@@ -359,16 +361,16 @@ seven = AutoConfig.for_model(
     "llama", hidden_size=4096, intermediate_size=11008, vocab_size=32000
 )
 counted = 6
-tree = responses.Pairs(
+tree = lm.Pairs(
     prompts=tuple((i,) * 150 for i in range(counted)),
     chosen=((1,) * 75,) * counted,
     rejected=((2,) * 75,) * counted,
     group=np.zeros(counted, int),
 )
-need = memory.need(seven, tree, "autocast")
+need = memory.estimate(seven, tree, "autocast")
 adapter = 2 * 2 * lora.RANK * seven.hidden_size * seven.num_hidden_layers
 held = need.weights + need.copies + need.activations
-tokens = len(tree.tree().tokens)
+tokens = len(tree.trie().tokens)
 work = 4 * need.weights / 4 * tokens / counted * config.full_batch_size
 Markdown(
     f"Weights **{need.weights / 1e9:.0f} GB**, copies **{need.copies / 1e9:.0f} GB**, a tree of "

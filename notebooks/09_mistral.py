@@ -54,24 +54,24 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
+from experiments import claims, full_finetuning, misalignment, second_llm
+from experiments.shared import distinguishability, pairs
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import claims, models, plots
+from dpo_helpers import lm, plots
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import full_finetuning, misalignment, second_llm
-from dpo_helpers.experiments.shared import distinguishability, pairs
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 other = second_llm.second(records)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(
     Markdown(
         f"{records.header()}\n- **second model:** "
-        f"{models.describe(other.config.model)} "
-        f"{models.whereabouts(other.config.model)}"
+        f"{lm.describe(other.config.model)} "
+        f"{lm.whereabouts(other.config.model)}"
     )
 )
 
@@ -108,13 +108,13 @@ five = [b for b in full_finetuning.MAIN[config.tier] if b in survey.index]
 apart = survey["apart"]
 points = {"other behaviors": apart.drop(five).to_numpy().T}
 points |= {plots.short(b): apart.loc[[b]].to_numpy().T for b in five}
-hues = {"other behaviors": "#6b6b6b"}
+colors = {"other behaviors": "#6b6b6b"}
 plots.lines(
     {f"‖μ̂₊ − μ̂₋‖, {second_name}": points},
     f"‖μ̂₊ − μ̂₋‖, {first_name}",
     scale=("log", "log"),
     dots=list(points),
-    hues=hues | {plots.short(b): plots.colour(b) for b in five},
+    colors=colors | {plots.short(b): plots.color(b) for b in five},
 )
 
 # %% [markdown]
@@ -193,7 +193,7 @@ second_llm.steps_table(records).astype(float).round(3)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Full fine-tuning of the second model: loss of the batches (left) and of the held-out statements (right), one run a behavior (the paper's Figure 10).", "name": "fig-ten"}, "image": {"alt": "A grid of panels, one row a learning rate, of loss against step for the behaviors of Figure 10: training batches left, held-out statements right. All start at log 2."}}
 main = full_finetuning.MAIN[config.tier]
-panels, hues = {}, {}
+panels, colors = {}, {}
 for rate in dict.fromkeys(rates.values()):
     losses = full_finetuning.stacked(other, main, config.beta, rate, "loss")
     for part, what in enumerate(("training loss", "held-out loss")):
@@ -202,8 +202,8 @@ for rate in dict.fromkeys(rates.values()):
             name = f"{number} {plots.short(b)}"
             values = values[0, 0, part]
             series[name] = (np.arange(len(values)), values)
-            hues[name] = plots.colour(b)
-plots.lines(panels, "step", hues=hues, across=2)
+            colors[name] = plots.color(b)
+plots.lines(panels, "step", colors=colors, ncols=2)
 
 # %% [markdown]
 # As before, a curve counts by its mean over the steps, and its rank over the five behaviors is
@@ -258,15 +258,15 @@ second_llm.priority_table(records).astype(float).round(2)
 # held-out loss.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss of each behavior of the two pairs of Figure 12, trained together, one run each.", "name": "fig-twelve"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}}
-panels, hues = {}, {}
+panels, colors = {}, {}
 for letter, pair in zip("ab", pairs(other.config), strict=True):
     for rate in dict.fromkeys(rates.values()):
         series = panels[f"({letter}) held-out loss, η = {rate:g}"] = {}
         both = full_finetuning.pair_losses(other, pair, rate)
         for b, values in zip(pair, both, strict=True):
             series[plots.short(b)] = (np.arange(len(values)), values)
-            hues[plots.short(b)] = plots.colour(b)
-plots.lines(panels, "step", hues=hues, across=2)
+            colors[plots.short(b)] = plots.color(b)
+plots.lines(panels, "step", colors=colors, ncols=2)
 
 # %% [markdown]
 # "Close for most of training" needs a number. A difference in loss alone will not do: at a small
@@ -313,7 +313,7 @@ for b in second_llm.two(records):
             arm: (np.arange(len(values)), values)
             for arm, values in zip(arms, runs, strict=True)
         }
-plots.lines(panels, "step", hues=misalignment.HUES, dashed=arms[2:], across=2)
+plots.lines(panels, "step", colors=misalignment.HUES, dashed=arms[2:], ncols=2)
 
 # %% tags=["hide-input"]
 table = second_llm.lead_table(records).astype(float).round(4)
@@ -346,7 +346,7 @@ for number, b in zip((13, 14), second_llm.two(records), strict=True):
     panels[f"{number}: before"] = (found["separate"][0], sides)
     panels[f"{number}: after"] = (found["separate"][1], sides)
     panels[f"{number}: both"] = (found["joint"], sides)
-plots.planes(panels, across=3)
+plots.planes(panels, ncols=3)
 
 # %% [markdown]
 # And the numbers, in the original space, before → after: $q_1 = \|\hat\Sigma\|/\|\hat b\|$ is the

@@ -35,16 +35,16 @@ device = None
 # measured, used and left in the reader's cache: the book stores what was computed from them.
 
 # %%
+from experiments import atlas, full_finetuning
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
 from dpo_helpers import plots
 from dpo_helpers.browse import browse
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import atlas, full_finetuning
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 found = atlas.table(records)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
@@ -78,14 +78,14 @@ display(
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Speed against distinguishability. Left the last layer, right all parameters, held-out statements. Grey: behaviors in no other chapter; in colour those of the case study.", "name": "fig-atlas"}, "image": {"alt": "Two scatter plots of speed of learning against distinguishability, one point a behavior: left the last layer alone, right all parameters of the behaviors that were trained in full. The behaviors of the case study are in colours."}}
 five = list(full_finetuning.MAIN[config.tier])
-panels, hues = {}, {"other behaviors": "#6b6b6b"}
+panels, colors = {}, {"other behaviors": "#6b6b6b"}
 for column in ("last layer", "all parameters"):
     known = found.dropna(subset=[column])[["apart", column]]
     panels[f"speed, {column} (nats)"] = {
         "other behaviors": known.drop(five).to_numpy().T
     } | {plots.short(b): known.loc[[b]].to_numpy().T for b in five}
-hues |= {plots.short(b): plots.colour(b) for b in five}
-plots.lines(panels, "‖b̂‖", dots=list(hues), hues=hues, across=2)
+colors |= {plots.short(b): plots.color(b) for b in five}
+plots.lines(panels, "‖b̂‖", dots=list(colors), colors=colors, ncols=2)
 
 # %% [markdown]
 # (ev-predictors)=
@@ -205,7 +205,7 @@ browse(
     "Every behavior at hand: what is known before training, and speeds measured.",
     name="atlas-of-behaviors",
     axes=("‖b̂‖", "last layer"),
-    hues={b: plots.colour(b) for b in five},
+    colors={b: plots.color(b) for b in five},
 )
 
 # %% [markdown]

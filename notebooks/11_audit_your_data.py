@@ -41,16 +41,16 @@ from functools import partial
 
 import numpy as np
 import torch
+from experiments import audit_your_data
+from experiments.store import RunStore
 from IPython.display import HTML, Markdown, display
 
-from dpo_helpers import audit, models, plots, preferences, responses
+from dpo_helpers import audit, lm, plots
 from dpo_helpers.config import configure
-from dpo_helpers.data import load_pairs
-from dpo_helpers.experiments import audit_your_data
-from dpo_helpers.runs import Records
+from dpo_helpers.data import load_pairs, preferences
 
 config = configure(globals())
-records = Records(config)
+records = RunStore(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -134,10 +134,12 @@ display(Markdown(records.header()))
 # a tiny model of random weights, and autograd in float64 through all $V\times d$ weights:
 
 # %% tags=["nbval-ignore-output"]
-small = models.load("tiny-llama", "cpu")
-pairs = audit_your_data.by_length(responses.texts(small, load_pairs("sample")))
+small = lm.load("tiny-llama", "cpu")
+pairs = audit_your_data.by_length(
+    lm.pairs_from_text(small, load_pairs("sample"))
+)
 tiny = audit.audit(small, pairs, audit_your_data.KINDS)
-told = tiny.pull @ tiny.made_of.T @ (tiny.counts / len(pairs))
+told = tiny.pull @ tiny.composition.T @ (tiny.counts / len(pairs))
 
 
 def stepped(optimizer, eta):
@@ -149,8 +151,8 @@ def stepped(optimizer, eta):
 
 # %%
 for eta in (0.01, 0.1, 1.0):
-    grown, foretold = stepped(torch.optim.SGD, eta)
-    error = abs(grown - foretold).max() / abs(foretold).max()
+    grown, predicted = stepped(torch.optim.SGD, eta)
+    error = abs(grown - predicted).max() / abs(predicted).max()
     print(f"η = {eta:<5} largest relative error {error:.0e}")
     assert error < 0.01 * eta
 
@@ -235,7 +237,7 @@ HTML(
 source, column = None, None
 if source:
     mine = preferences.read(source, column, most=1000)
-    judge = models.load(config.model, config.device)
+    judge = lm.load(config.model, config.device)
     mixed, names = preferences.tokenised(judge, mine)
     seen = audit.audit(judge, mixed, names)
     display(audit.table(seen).T, audit.cosines(seen))
@@ -364,7 +366,7 @@ audit_your_data.dialogues_table(records).round(2)
 # stood.
 
 # %% tags=["hide-input"]
-told_of_pairs = audit_your_data.foretold(records)
+told_of_pairs = audit_your_data.predicted(records)
 audit_your_data.pairs_table(told_of_pairs)
 
 # %% [markdown]

@@ -50,16 +50,16 @@ device = None
 
 # %%
 import numpy as np
+from experiments import priorities, remedy
+from experiments.store import RunStore
 from IPython.display import Markdown, display
 
-from dpo_helpers import balance, plots
+from dpo_helpers import mixtures, plots
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import priorities, remedy
-from dpo_helpers.runs import Records
 
 config = configure(globals())
-records = Records(config)
-mixtures = remedy.mixtures(config)
+records = RunStore(config)
+together = remedy.mixture_behaviors(config)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.header()))
@@ -140,7 +140,7 @@ equal = 0
 for m in rng.integers(2, 6, 500):
     b = rng.normal(size=(m, 6)) + rng.normal(size=6) / 2
     alone = np.linalg.solve(b @ b.T, np.ones(m))
-    w = balance.weights(b @ b.T)
+    w = mixtures.max_min_weights(b @ b.T)
     rises = b @ b.T @ w
     possible = (alone >= 0).all()
     assert possible == (np.ptp(rises) < 1e-6 * rises.max())
@@ -159,7 +159,7 @@ print(
 for angle in (150, 90, 71, 70, 30):
     turn = np.deg2rad(angle)
     b = np.array([(3.0, 0.0), (np.cos(turn), np.sin(turn))])
-    w = balance.weights(b @ b.T)
+    w = mixtures.max_min_weights(b @ b.T)
     print(
         f"{angle:3}°: w = {w.round(3)}, improvements {(b @ b.T @ w).round(2)}"
     )
@@ -184,9 +184,9 @@ for angle in (150, 90, 71, 70, 30):
 # then the other way round:
 
 # %%
-b = priorities.differences(records, mixtures["(a)"])
+b = priorities.differences(records, together["(a)"])
 for wanted in ((1, 1), (2, 1), (1, 2)):
-    w = balance.weights(b @ b.T, np.array(wanted))
+    w = mixtures.max_min_weights(b @ b.T, np.array(wanted))
     rises = b @ b.T @ w
     print(f"r = {wanted}: w = {w.round(3)}, improvements {rises.round(2)}")
 
@@ -219,25 +219,25 @@ plan.rename(index=lambda name: plots.short(name, 36)).round(4)
 # are and reweighted.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: held-out loss of each behavior of the two pairs, as it is (dashed) and reweighted for an equal first step (solid).", "name": "fig-remedy-head"}, "image": {"alt": "Two panels, one a pair, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both reweighted, solid."}}
-panels, hues = {}, {}
+panels, colors = {}, {}
 for letter in ("(a)", "(b)"):
     found = remedy.head(records, letter)
     series = {}
-    for j, behavior in enumerate(mixtures[letter]):
+    for j, behavior in enumerate(together[letter]):
         for arm in remedy.ARMS[:2]:
             name = f"{plots.short(behavior, 26)}, {arm}"
             series[name] = (np.arange(config.steps + 1), found[arm][j, :, 0])
-            hues[name] = plots.colour(behavior)
+            colors[name] = plots.color(behavior)
     panels[f"held-out loss, pair {letter}"] = series
-dashed = [name for name in hues if name.endswith("as it is")]
-plots.lines(panels, "step", hues=hues, dashed=dashed, across=2)
+dashed = [name for name in colors if name.endswith("as it is")]
+plots.lines(panels, "step", colors=colors, dashed=dashed, ncols=2)
 
 # %% [markdown]
 # {numref}`fig-remedy-gap` has the gap alone, of all arms, on a logarithmic axis.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: highest less lowest held-out loss of the behaviors of a mixture; of resampled mixtures the median and the 5 to 95 % range over draws.", "name": "fig-remedy-gap"}, "image": {"alt": "Three panels, one a mixture, of the gap between the losses of its behaviors against step on a logarithmic axis, with one curve each for the mixture as it is, reweighted, resampled with a band, and with weights solved for at every step."}}
 panels = {}
-for letter in mixtures:
+for letter in together:
     series = {}
     for arm, losses in remedy.head(records, letter).items():
         low, middle, high = np.quantile(
@@ -247,7 +247,7 @@ for letter in mixtures:
         band = np.stack([low, middle, high]) if several else middle
         series[arm] = (np.arange(1, config.steps + 1), band)
     panels[f"gap, {letter}"] = series
-plots.lines(panels, "step", scale=("linear", "log"), hues=remedy.HUES)
+plots.lines(panels, "step", scale=("linear", "log"), colors=remedy.HUES)
 
 # %% [markdown]
 # In numbers, on the training statements, of which the theorem speaks, and on the held-out ones.
@@ -257,7 +257,7 @@ plots.lines(panels, "step", scale=("linear", "log"), hues=remedy.HUES)
 # %% tags=["hide-input"]
 found = {
     (letter, what): remedy.head(records, letter, part)
-    for letter in mixtures
+    for letter in together
     for part, what in enumerate(("training", "held-out"))
 }
 remedy.outcome_table(records, found)
@@ -294,16 +294,16 @@ remedy.change_table(records, found)
 # gains nothing over weights that were found once.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: the weights of the behaviors, solved for at every step.", "name": "fig-remedy-weights"}, "image": {"alt": "Three panels, one a mixture, of the weight of each of its behaviors against step of training."}}
-panels, hues = {}, {}
+panels, colors = {}, {}
 for letter, behaviors in mixtures.items():
     used = remedy.head_run(records, behaviors).arrays["weights"]
     names = [plots.short(behavior, 36) for behavior in behaviors]
-    hues |= dict(zip(names, map(plots.colour, behaviors), strict=True))
+    colors |= dict(zip(names, map(plots.color, behaviors), strict=True))
     panels[f"weight, {letter}"] = {
         name: (np.arange(len(used)), row)
         for name, row in zip(names, used.T, strict=True)
     }
-plots.lines(panels, "step", hues=hues)
+plots.lines(panels, "step", colors=colors)
 
 # %% [markdown]
 # They stay: priorities hardly change while the loss falls this far. On the training statements,
@@ -332,17 +332,17 @@ drawn.rename(index=lambda name: plots.short(name, 48))
 # with one seed, the same.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "All parameters: held-out loss of each behavior of the two pairs, as it is (dashed) and resampled (solid).", "name": "fig-remedy-full"}, "image": {"alt": "A grid of panels, one a pair and learning rate, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both resampled, solid."}}
-found, panels, hues = remedy.everything(records), {}, {}
+found, panels, colors = remedy.everything(records), {}, {}
 for (letter, rate), arms in found.items():
     series = {}
-    for j, behavior in enumerate(mixtures[letter]):
+    for j, behavior in enumerate(together[letter]):
         for arm, losses in arms.items():
             name = f"{plots.short(behavior, 26)}, {arm}"
             series[name] = (np.arange(losses.shape[1]), losses[j, :, 0])
-            hues[name] = plots.colour(behavior)
+            colors[name] = plots.color(behavior)
     panels[f"held-out loss, {letter}, η = {rate}"] = series
-dashed = [name for name in hues if name.endswith("as it is")]
-plots.lines(panels, "step", hues=hues, dashed=dashed, across=2)
+dashed = [name for name in colors if name.endswith("as it is")]
+plots.lines(panels, "step", colors=colors, dashed=dashed, ncols=2)
 
 # %% tags=["hide-input"]
 display(remedy.outcome_table(records, found))

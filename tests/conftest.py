@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpo_helpers.runs import ROOT
+from experiments.store import ROOT
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dpo_helpers import claims
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import atlas
-from dpo_helpers.experiments.second_llm import agreement
-from dpo_helpers.runs import Records
+from experiments import atlas, claims
+from experiments.second_llm import agreement
+from experiments.store import RunStore
 
 PINS = Path(__file__).with_suffix(".yml")
 
 
 def numbers() -> dict[str, float]:
     """What the recorded runs say now: each claim's median, and the atlas's rank correlations."""
-    records = Records(configure({"tier": "book"}))
+    records = RunStore(configure({"tier": "book"}))
     verdicts = [claims.judge(claim, records) for claim in claims.ledger()]
     found = {f"claim {v.claim.id}": float(np.median(v.values)) for v in verdicts if v.values}
     table = atlas.table(records)

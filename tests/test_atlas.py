@@ -11,15 +11,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dpo_helpers import data, geometry, last_layer
+from dpo_helpers import data, last_layer, states
 from dpo_helpers.browse import browse
 from dpo_helpers.config import FIVE, TIERS, configure
-from dpo_helpers.experiments import atlas, full_finetuning
-from dpo_helpers.experiments.outline import Outlined
-from dpo_helpers.runs import Records
+from experiments import atlas, full_finetuning
+from experiments.outline import Outlined
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOOK = Records(configure({}))
+BOOK = RunStore(configure({}))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def records(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
         config = configure({"tier": "smoke", "model": "tiny-llama", "steps": 20, "seeds": 3})
-        yield Records(config, folder / "results")
+        yield RunStore(config, folder / "results")
 
 
 def test_every_behavior_at_hand_and_none_drawn_that_another_chapter_trains():
@@ -49,7 +49,7 @@ def collection(tmp_path, records):
         shutil.copy(file, here)
         shutil.copy(file, here / f"another-{file.name}")
     config = replace(records.config, data=str(here.parent), full_batch_size=64)
-    return Records(config, tmp_path / "results")
+    return RunStore(config, tmp_path / "results")
 
 
 def test_the_draw_is_by_lot_and_replayed_without_the_data(tmp_path, collection, monkeypatch):
@@ -60,11 +60,11 @@ def test_the_draw_is_by_lot_and_replayed_without_the_data(tmp_path, collection, 
     for name in {*others, *known}:
         (here / f"{name}.jsonl").touch()
     monkeypatch.setenv("DPO_DATA_DIR", str(here.parent))
-    book = Records(configure({}), tmp_path / "book")
+    book = RunStore(configure({}), tmp_path / "book")
     drawn = atlas.drawn(book)
     assert drawn == np.random.default_rng(0).choice(others, 20, replace=False).tolist()
     monkeypatch.delenv("DPO_DATA_DIR")
-    assert atlas.drawn(Records(book.config, book.root)) == drawn
+    assert atlas.drawn(RunStore(book.config, book.root)) == drawn
     assert sorted(atlas.drawn(collection)) == [
         name for name in data.behaviors(collection.config.data) if name.startswith("another-")
     ]
@@ -116,7 +116,7 @@ def test_what_is_kept_of_a_behavior(records):
     assert right.mean() != 0.5
     statements = data.load_behavior(behavior)
     assert a["confidence"] == pytest.approx(np.mean(statements.rows["label_confidence"]))
-    assert a["probe"][1] == np.float32(geometry.separable(s.g, s.labels, s.train))
+    assert a["probe"][1] == np.float32(states.probe_accuracy(s.g, s.labels, s.train))
     assert a["loss"].shape == (2, 21, 3) and np.allclose(a["loss"][:, 0], np.log(2))
 
 
@@ -163,7 +163,7 @@ def test_which_run_is_that_of_all_parameters(monkeypatch):
     for behavior in (FIVE[0], "openness"):
         atlas.full_run(BOOK, behavior)
     assert [how[1:] for how in made] == [([b], 0.01, 3e-5, 0) for b in (FIVE[0], "openness")]
-    assert [type(how[0]) for how in made] == [Records, Outlined]
+    assert [type(how[0]) for how in made] == [RunStore, Outlined]
 
 
 def test_the_certificate_holds_for_gradient_descent(records):
@@ -278,7 +278,7 @@ class Cells(html.parser.HTMLParser):
 
 def test_the_browser_of_a_table():
     table = pd.DataFrame({"a": [1.0, np.nan], "b<": [2.5, 3.0]}, index=["x & y", "z"])
-    page = browse(table, 'A "caption"', name="it", axes=("b<", "a"), hues={"z": "#123456"})
+    page = browse(table, 'A "caption"', name="it", axes=("b<", "a"), colors={"z": "#123456"})
     cells = Cells()
     cells.feed(page.data)
     rows = [attrs for tag, attrs in cells.tags if tag == "tr"]

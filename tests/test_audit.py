@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dpo_helpers import audit, models, preferences, responses
+from dpo_helpers import audit, lm
+from dpo_helpers.data import preferences
 from dpo_helpers.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,7 +20,7 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture(scope="module")
 def model():
-    return models.load("tiny-llama", "cpu")
+    return lm.load("tiny-llama", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def pairs(model):
     rows += [(some(4), (7,), (9,)) for _ in range(12)]
     rows += [(rows[0][0], rows[0][2], rows[0][1]), rows[1]]
     group = np.array([i % 3 for i in range(15)] + [1] * 12 + [0, 1])
-    return responses.Pairs(*map(tuple, zip(*rows, strict=True)), group)
+    return lm.Pairs(*map(tuple, zip(*rows, strict=True)), group)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,8 @@ def test_inner_products_are_those_of_autograd(found, pairs, gradients):
     scale = np.abs(means @ means.T).max()
     assert np.allclose(found.gap, gaps, atol=1e-4)
     assert np.allclose(found.means, means @ means.T, atol=1e-5 * scale)
-    assert np.allclose(found.pull @ found.made_of.T, g @ means.T, atol=1e-5 * scale)
-    assert np.allclose(found.own, (g**2).sum(1), rtol=1e-5)
+    assert np.allclose(found.pull @ found.composition.T, g @ means.T, atol=1e-5 * scale)
+    assert np.allclose(found.squared_norm, (g**2).sum(1), rtol=1e-5)
 
 
 def test_slices_of_the_vocabulary_add_up(model, pairs, found, monkeypatch):
@@ -87,7 +88,7 @@ def test_a_small_step_does_what_was_told(found, pairs, gradients):
     beta, rate = 0.1, 1e-3
     step = rate * beta / 2 * g.mean(0)
     weights = found.counts / len(pairs)
-    told = rate * beta / 2 * (found.pull @ found.made_of.T @ weights)
+    told = rate * beta / 2 * (found.pull @ found.composition.T @ weights)
     assert np.allclose(g @ step, told, rtol=1e-4, atol=1e-7)
     share = [((g[pairs.group == a].sum(0) / len(g)) @ g.mean(0)) for a in range(3)]
     assert np.allclose(found.first_update, share / np.sum(share), rtol=1e-4)
@@ -97,7 +98,7 @@ def test_a_small_step_does_what_was_told(found, pairs, gradients):
 def test_strata_are_what_is_answered(found, pairs):
     inside = found.stratum[15:27]
     assert len(set(inside)) == 1 and (found.stratum == inside[0]).sum() == 12
-    assert len(found.between) == 4 and found.made_of.sum(1) == pytest.approx(1)
+    assert len(found.between) == 4 and found.composition.sum(1) == pytest.approx(1)
 
 
 def test_what_is_shared_is_shared_by_two_different_pairs(found, gradients):
@@ -106,13 +107,13 @@ def test_what_is_shared_is_shared_by_two_different_pairs(found, gradients):
     inner = g @ g.T
     for a in range(3):
         total = 0.0
-        for s, t in product(np.flatnonzero(found.made_of[a]), repeat=2):
+        for s, t in product(np.flatnonzero(found.composition[a]), repeat=2):
             one, other = (np.flatnonzero(found.stratum == x) for x in (s, t))
             block = inner[np.ix_(one, other)]
             mean = block.mean()
             if s == t:
                 mean = (block.sum() - block.trace()) / (len(one) * (len(one) - 1))
-            total += found.made_of[a, s] * found.made_of[a, t] * mean
+            total += found.composition[a, s] * found.composition[a, t] * mean
         assert found.shared[a, a] == pytest.approx(total, rel=1e-3, abs=1e-4)
 
 
@@ -163,8 +164,8 @@ def test_others_leave_the_pair_out(found, gradients):
         a, s = found.group[i], found.stratum[i]
         rest = [j for j in np.flatnonzero(found.stratum == s) if j != i]
         mean = sum(
-            found.made_of[a, t] * g[rest if t == s else found.stratum == t].mean(0)
-            for t in np.flatnonzero(found.made_of[a])
+            found.composition[a, t] * g[rest if t == s else found.stratum == t].mean(0)
+            for t in np.flatnonzero(found.composition[a])
         )
         assert found.others[i] == pytest.approx(g[i] @ mean, rel=1e-3, abs=1e-4)
 
@@ -204,7 +205,7 @@ def test_strata_that_mirror_each_other(pairs):
     members = np.arange(15, 27)
     one, other = pairs.take(members), pairs.take(members).flipped()
     columns = (getattr(one, x) + getattr(other, x) for x in ("prompts", "chosen", "rejected"))
-    both = responses.Pairs(*columns, np.ones(24, int))
+    both = lm.Pairs(*columns, np.ones(24, int))
     assert audit._strata(both)[1].tolist() == [1, 0]
     apart = dataclasses.replace(both, group=np.repeat([0, 1], 12))
     assert audit._strata(apart)[1].tolist() == [-1, -1], "of another group"
@@ -225,8 +226,11 @@ def test_flipping_that_share_stops_the_group(found, gradients):
 
 
 def test_doubles_and_contradictions_are_found(found):
-    assert found.twins.tolist() == [*range(28), 1]
-    assert found.turned[[0, 27]].tolist() == [27, 0] and (found.turned >= 0).sum() == 2
+    assert found.duplicate_of.tolist() == [*range(28), 1]
+    assert (
+        found.contradicted_by[[0, 27]].tolist() == [27, 0]
+        and (found.contradicted_by >= 0).sum() == 2
+    )
 
 
 def write(folder, name, rows):
@@ -349,7 +353,7 @@ def test_messages_go_through_the_template(tmp_path, model, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "chat_template", template)
     rows = preferences.read(write(tmp_path, "a.jsonl", [TALK]))
     pairs, _ = preferences.tokenised(model, rows)
-    told = responses.texts(
+    told = lm.pairs_from_text(
         model, [{"prompt": "<user>why?<assistant>", "chosen": "Because.", "rejected": "No idea."}]
     )
     assert (pairs.prompts, pairs.chosen, pairs.rejected) == (
@@ -403,7 +407,7 @@ def test_of_one_token_answers_the_rest_of_the_vocabulary_is_left_out(model, pair
     members = np.arange(15, 27)
     alone = audit.audit(model, pairs.take(members), NAMES)
     s = found.stratum[15]
-    assert np.allclose(alone.own, found.own[members], rtol=1e-5)
+    assert np.allclose(alone.squared_norm, found.squared_norm[members], rtol=1e-5)
     assert np.allclose(alone.gap, found.gap[members], rtol=1e-5)
     assert alone.between[0, 0] == pytest.approx(found.between[s, s], rel=1e-5)
     assert np.allclose(alone.pull[:, 0], found.pull[members, s], rtol=1e-5)

@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from dpo_helpers import audit, data, mixture, models, responses
+from dpo_helpers import audit, data, lm, mixtures
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import audit_your_data
-from dpo_helpers.hidden import hidden_states
-from dpo_helpers.runs import Records
+from dpo_helpers.states import hidden_states
+from experiments import audit_your_data
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOOK = Records(configure({}))
+BOOK = RunStore(configure({}))
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +24,13 @@ def records(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
         config = configure({"tier": "smoke", "model": "tiny-llama", "steps": 20})
-        yield Records(config, folder / "results")
+        yield RunStore(config, folder / "results")
 
 
 @pytest.fixture(scope="module")
 def dialogues():
-    model = models.load("tiny-llama", "cpu")
-    pairs = responses.texts(model, data.load_pairs("sample"))
+    model = lm.load("tiny-llama", "cpu")
+    pairs = lm.pairs_from_text(model, data.load_pairs("sample"))
     return model, audit_your_data.by_length(pairs)
 
 
@@ -38,7 +38,7 @@ def test_a_step_of_autograd_is_as_told_and_its_remainder_as_proven(dialogues):
     """prop-first-gradient, pair by pair; the bounds of the remainder from the dense update."""
     model, pairs = dialogues
     found = audit.audit(model, pairs, audit_your_data.KINDS)
-    told = found.pull @ found.made_of.T @ (found.counts / len(pairs))
+    told = found.pull @ found.composition.T @ (found.counts / len(pairs))
     beta, eta = 0.1, 3.0
     kept = []
 
@@ -65,17 +65,19 @@ def test_a_step_of_autograd_is_as_told_and_its_remainder_as_proven(dialogues):
 def test_of_one_token_the_step_is_as_told_however_large(records):
     model = records.model()
     behavior, _ = audit_your_data.taken(data.load_behavior("loves-gardening"), (20, 20))
-    pairs = responses.statements(model, [behavior])
+    pairs = lm.pairs_from_behaviors(model, [behavior])
     found = audit.audit(model, pairs, ["all"])
     # Of long vectors that nearly cancel, in float32.
-    exact = 1e-6 * found.own.max()
+    exact = 1e-6 * found.squared_norm.max()
     for eta in (1e-2, 1e2):
         grown = audit_your_data.moved(model, pairs, 0.1, partial(torch.optim.SGD, lr=eta))
-        assert np.allclose(grown / (eta * 0.05), found.pull @ found.made_of[0], rtol=0, atol=exact)
+        assert np.allclose(
+            grown / (eta * 0.05), found.pull @ found.composition[0], rtol=0, atol=exact
+        )
 
 
 def test_groups_by_length():
-    pairs = responses.Pairs(
+    pairs = lm.Pairs(
         ((1,),) * 5,
         tuple((2,) * n for n in (7, 8, 10, 12, 13)),
         ((3,) * 10,) * 5,
@@ -122,7 +124,7 @@ def test_turned_labels_are_those_named_and_no_others(dialogues):
 
 def test_what_is_told_of_a_mixture(records):
     """⟨M_a, M_b⟩ = b̂_a·b̂_b/2, and the first step of the last layer on its own statements."""
-    run = audit_your_data.told_run(records, 0)
+    run = audit_your_data.audit_run(records, 0)
     a, found = run.arrays, audit_your_data.restored(run.arrays)
     (behaviors,) = audit_your_data.mixtures(records)
     assert list(found.names) == behaviors
@@ -130,7 +132,7 @@ def test_what_is_told_of_a_mixture(records):
     prompts = [p for behavior in statements for p in behavior.prompts()]
     labels = np.concatenate([behavior.labels for behavior in statements]).astype(float)
     g = hidden_states(records.model(), prompts).astype(float)
-    pulls, sizes = mixture.pulls(g, labels, np.repeat(np.arange(4), 40))
+    pulls, sizes = mixtures.signed_means(g, labels, np.repeat(np.arange(4), 40))
     assert np.allclose(found.means, pulls @ pulls.T / 2, rtol=1e-4)
 
     how = run.info["key"]["settings"]
@@ -142,7 +144,7 @@ def test_what_is_told_of_a_mixture(records):
 
 
 def test_noise_is_a_tenth_of_every_group_and_seen_by_the_second_audit(records):
-    a = audit_your_data.told_run(records, 0).arrays
+    a = audit_your_data.audit_run(records, 0).arrays
     noisy = audit_your_data.restored(a, "noisy_")
     assert np.bincount(noisy.group, a["flipped"]).tolist() == [4] * 4
     clean = audit_your_data.restored(a)

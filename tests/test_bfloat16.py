@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from dpo_helpers import bfloat16
+from dpo_helpers.lm import bf16
 
 EIGHT = 2.0**-8  # half a unit in the last place of bf16, relative
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_float32():
-    bfloat16.in_float32()
+    bf16.emulate_bf16_matmul()
 
 
 def matrices(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:

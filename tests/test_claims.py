@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import yaml
 
-from dpo_helpers import claims
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.runs import Records, read
+from experiments import claims
+from experiments.record import read
+from experiments.store import RunStore
 
 
 @pytest.fixture
-def records() -> Records:
-    return Records(configure({"tier": "book"}))
+def records() -> RunStore:
+    return RunStore(configure({"tier": "book"}))
 
 
 def test_every_experiment_of_the_paper_has_a_row(root):
@@ -36,11 +37,11 @@ def test_a_verdict_follows_the_runs(records, tmp_path):
     turned = f3.arrays | {"loss": -f3.arrays["loss"]}
     states = {b: records.states(b) for b in records.config.behaviors}
 
-    class Turned(Records):
+    class Turned(RunStore):
         def states(self, behavior):
             return states[behavior]
 
-    from dpo_helpers.runs import write
+    from experiments.store import write
 
     write(tmp_path / "f3", turned, {"key": f3.info["key"]})
     other = Turned(records.config, results=tmp_path)
@@ -51,7 +52,7 @@ def test_a_verdict_follows_the_runs(records, tmp_path):
 
 def test_a_claim_without_its_run_is_not_run(records, tmp_path):
     claim = next(claim for claim in claims.ledger() if claim.id == "F3")
-    empty = Records(records.config, results=tmp_path)
+    empty = RunStore(records.config, results=tmp_path)
     assert claims.judge(claim, empty).verdict.startswith("not run")
 
 

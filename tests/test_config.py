@@ -8,7 +8,7 @@ import pytest
 
 from dpo_helpers.config import TIERS, Config, configure, is_default
 from dpo_helpers.errors import InputError
-from dpo_helpers.runs import ROOT, Records
+from experiments.store import ROOT, RunStore
 
 
 def line(parameters: dict, *parts: str) -> str:
@@ -67,12 +67,12 @@ def test_one_parameter_changes_nothing_else(name):
 
 def test_what_is_varied_is_recorded_apart():
     """Play overwrites neither the book's records nor the tier's own."""
-    book, smoke = Records(configure({})), Records(configure({"tier": "smoke"}))
+    book, smoke = RunStore(configure({})), RunStore(configure({"tier": "smoke"}))
     assert book.root == ROOT / "results"
-    roots = [Records(configure({"tier": t, "steps": 7})).root for t in ("book", "smoke")]
-    roots += [Records(configure({"beta": 0.5})).root, smoke.root]
+    roots = [RunStore(configure({"tier": t, "steps": 7})).root for t in ("book", "smoke")]
+    roots += [RunStore(configure({"beta": 0.5})).root, smoke.root]
     assert len(set(roots)) == 4 and book.root not in roots
-    assert Records(configure({"device": "cpu"})).root == book.root
+    assert RunStore(configure({"device": "cpu"})).root == book.root
 
 
 def test_the_values_of_the_tier_spelt_out_are_its_own():

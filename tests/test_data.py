@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dpo_helpers import data
-from dpo_helpers.models import CARDS
-from dpo_helpers.runs import ROOT
+from dpo_helpers.lm import CARDS
+from experiments.store import ROOT
 
 SAMPLE = sorted((ROOT / "dpo_helpers" / "sample" / "persona").glob("*.jsonl"))
 

@@ -10,13 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dpo_helpers import claims, plots
+from dpo_helpers import plots
 from dpo_helpers.config import FIVE, configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import distributional_changes, full_finetuning
-from dpo_helpers.geometry import geometry
-from dpo_helpers.runs import Records
-from dpo_helpers.synthetic import coordinates
+from dpo_helpers.states import geometry
+from dpo_helpers.theory.synthetic import coordinates
+from experiments import claims, distributional_changes, full_finetuning
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,8 +99,8 @@ def test_a_stretch_is_along_the_difference_of_means_alone():
     b = g[labels == 1].mean(0) - g[labels == -1].mean(0)
     unit = b / np.linalg.norm(b)
     np.testing.assert_allclose(longer @ unit, 5 * (g @ unit), rtol=1e-12)
-    across = np.eye(len(unit)) - np.outer(unit, unit)
-    np.testing.assert_allclose(longer @ across, g @ across, atol=1e-11)
+    ncols = np.eye(len(unit)) - np.outer(unit, unit)
+    np.testing.assert_allclose(longer @ ncols, g @ ncols, atol=1e-11)
 
 
 def test_denoised_takes_off_what_few_statements_add():
@@ -226,7 +226,7 @@ def test_a_ratio_that_no_linear_map_changes():
 # Runs and claims.
 
 
-class Stub(Records):
+class Stub(RunStore):
     """Records whose runs are made up: ``shapes`` by learning rate, (apart, covariance) after."""
 
     def __init__(self, parameters, shapes=None):

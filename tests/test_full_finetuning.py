@@ -10,12 +10,12 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from dpo_helpers import data, models, responses
-from dpo_helpers.claims import Claim, judge
+from dpo_helpers import data, lm
 from dpo_helpers.config import FIVE, configure
-from dpo_helpers.experiments import full_finetuning as full
-from dpo_helpers.experiments.shared import PAIRS
-from dpo_helpers.runs import Records, States
+from experiments import full_finetuning as full
+from experiments.claims import Claim, judge
+from experiments.shared import PAIRS
+from experiments.store import RunStore, States
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 def tiny(results, **parameters):
     """Records of the sample under a tiny model."""
     config = configure({"tier": "smoke", "model": "tiny-llama"} | parameters)
-    return Records(config, results)
+    return RunStore(config, results)
 
 
 @pytest.fixture
@@ -116,9 +116,9 @@ def test_the_first_step_by_autograd(records):
     found = full.first_step_run(records).arrays
     known = full.at_hand(records.config)
     at = known.index(BEHAVIOR)
-    model = models.load("tiny-llama", "cpu")
-    learned, _ = responses.statements(model, [data.load_behavior(BEHAVIOR)]).split()
-    gaps = responses.gaps(model.network, learned)
+    model = lm.load("tiny-llama", "cpu")
+    learned, _ = lm.pairs_from_behaviors(model, [data.load_behavior(BEHAVIOR)]).split()
+    gaps = lm.log_ratios(model.network, learned)
     loss = -torch.nn.functional.logsigmoid(records.config.beta * (gaps - gaps.detach())).mean()
     loss.backward()
     gradients = {name: p.grad for name, p in model.network.named_parameters()}
@@ -160,7 +160,7 @@ def falling(speed):
     return loss[None]
 
 
-BOOK = Records(configure({}))
+BOOK = RunStore(configure({}))
 
 
 @pytest.mark.parametrize("n", [2, 4, 5])
@@ -244,14 +244,14 @@ def test_the_rule_takes_the_first_factor_that_meets_it(monkeypatch, ends, factor
     assert full.rates(BOOK, 0.01) == pytest.approx({"paper": 1e-5, "scaled": factor * 1e-5})
     assert full.rates(BOOK, 1.0) == pytest.approx({"paper": 1e-6, "scaled": factor * 1e-6})
     assert len(full.calibration_table(BOOK)) == tried
-    given = Records(configure({"full_learning_rate": 2e-5}))
+    given = RunStore(configure({"full_learning_rate": 2e-5}))
     made.asked.clear()
     assert full.rates(given, 0.1) == {"given": 2e-5} and not made.asked
 
 
 def test_what_a_sweep_shows(monkeypatch):
     Made(monkeypatch, lambda *_: falling(0.1))
-    one = Records(configure({"behaviors": [FIVE[0]], "full_learning_rate": 1e-5}))
+    one = RunStore(configure({"behaviors": [FIVE[0]], "full_learning_rate": 1e-5}))
     assert list(full.swept(one)) == ["training loss", "held-out loss", "held-out accuracy"]
     found = full.swept(BOOK)
     assert len(found) == 3 * 5 * 2 and f"held-out loss, {FIVE[1]}, scaled rate" in found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import EmpiricalCovariance
 
-from dpo_helpers.geometry import geometry, neighbours_agree, separable
+from dpo_helpers.states import geometry, knn_label_agreement, probe_accuracy
 
 
 def _cloud(seed=0, n=60, d=7, share=0.35):
@@ -59,7 +59,7 @@ def test_by_hand():
     assert found.c_v == pytest.approx(5 / np.sqrt(2))
     # ‖μ̂‖ + Tr^½ is taken side by side: 7 + 1 against 0 + √5, not 7 + √5.
     assert found.c_n == pytest.approx(8 / np.sqrt(2))
-    assert found.lam == pytest.approx(100 / 6)
+    assert found.lambda_max == pytest.approx(100 / 6)
     assert found.kappa(0.3, 0.5) == pytest.approx(0.3 * 0.25 * 100 / 6)
 
 
@@ -88,7 +88,7 @@ def test_symmetries():
     moved = geometry(g + np.arange(7), labels)
     for name in ("distinguishability", "delta", "cov_norm", "cov_trace", "c_v"):
         assert getattr(moved, name) == pytest.approx(getattr(want, name), rel=1e-10), name
-    assert moved.lam > want.lam + 1
+    assert moved.lambda_max > want.lambda_max + 1
 
 
 def test_kappa_is_where_gradient_descent_stops_contracting():
@@ -105,7 +105,7 @@ def test_half_precision_is_measured_in_float64():
     g = (1000 + rng.normal(size=(400, 5))).astype(np.float16)  # sums overflow float16
     labels = np.where(np.arange(400) < 150, 1, -1)
     want = geometry(g.astype(np.float64), labels)
-    assert np.isfinite(want.lam)
+    assert np.isfinite(want.lambda_max)
     assert geometry(g, labels) == want
     assert isinstance(want.cov_norm, float)
 
@@ -115,7 +115,7 @@ def test_separability_is_that_of_the_statements_left_out():
     labels = np.tile([1, -1], 22)
     g = labels[:, None].astype(float)
     g[-1] *= -1
-    assert separable(g, labels, np.arange(44) < 40) == 0.75
+    assert probe_accuracy(g, labels, np.arange(44) < 40) == 0.75
 
 
 # Neighbours
@@ -126,9 +126,9 @@ def test_neighbours_of_separable_and_of_random_labels():
     g = rng.normal(size=(600, 6))
     labels = np.where(np.arange(600) % 2 == 0, 1, -1)
     apart = g + 40 * labels[:, None]
-    assert neighbours_agree(apart, labels) == 1.0
-    assert neighbours_agree(apart, rng.permutation(labels)) == pytest.approx(0.5, abs=0.05)
-    assert neighbours_agree(g, labels) == pytest.approx(0.5, abs=0.05)
+    assert knn_label_agreement(apart, labels) == 1.0
+    assert knn_label_agreement(apart, rng.permutation(labels)) == pytest.approx(0.5, abs=0.05)
+    assert knn_label_agreement(g, labels) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("neighbours", [1, 4, 10])
@@ -138,11 +138,11 @@ def test_neighbours_by_brute_force(neighbours):
     for i in range(len(g)):
         near = sorted((np.linalg.norm(g[i] - g[j]), j) for j in range(len(g)) if j != i)
         agree += [labels[j] == labels[i] for _, j in near[:neighbours]]
-    assert neighbours_agree(g, labels, neighbours) == pytest.approx(np.mean(agree), abs=1e-12)
+    assert knn_label_agreement(g, labels, neighbours) == pytest.approx(np.mean(agree), abs=1e-12)
 
 
 def test_nobody_is_their_own_neighbour():
     """Every statement twice, with opposite labels: the nearest one always disagrees."""
     g = np.repeat(np.random.default_rng(0).normal(size=(20, 3)), 2, axis=0)
-    assert neighbours_agree(g, np.tile([1, -1], 20), 1) == 0.0
-    assert neighbours_agree(g, np.repeat([1, -1], 20), 1) == 1.0
+    assert knn_label_agreement(g, np.tile([1, -1], 20), 1) == 0.0
+    assert knn_label_agreement(g, np.repeat([1, -1], 20), 1) == 1.0

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoConfig
 
-from dpo_helpers import data, models, responses
+from dpo_helpers import data, lm
 from dpo_helpers.config import FIVE
 from workflow import hardware
 
@@ -13,7 +13,7 @@ def test_the_page_is_what_the_command_writes(root, monkeypatch):
     """Also where no step was measured yet."""
     page = hardware.page()
     assert (root / "book" / "hardware.md").read_text("utf-8") == page
-    for name in models.CARDS:
+    for name in lm.CARDS:
         assert page.count(f"| `{name}` |") == (0 if name.startswith("tiny") else 4)
 
 
@@ -23,9 +23,9 @@ def test_architectures():
         config = AutoConfig.for_model(**fields)
         layer, root = hardware.parameters(config)
         total = layer * config.num_hidden_layers + root
-        number, unit = models.CARDS[name].parameters.split()
+        number, unit = lm.CARDS[name].parameters.split()
         assert total / {"M": 1e6, "B": 1e9}[unit] == pytest.approx(float(number), rel=0.01)
-        assert config.hidden_size == models.CARDS[name].d
+        assert config.hidden_size == lm.CARDS[name].d
 
 
 def test_sharding_divides():
@@ -42,10 +42,12 @@ def test_sharding_divides():
 
 @pytest.mark.skipif(not data.at_hand("anthropic"), reason="Anthropic's statements are not here")
 def test_statements_are_about_as_long_as_anthropics():
-    model = models.load("smollm2-135m", "cpu")
+    model = lm.load("smollm2-135m", "cpu")
     trees = [
-        responses.statements(model, [data.load_behavior(name, "anthropic")]).take(range(32)).tree()
+        lm.pairs_from_behaviors(model, [data.load_behavior(name, "anthropic")])
+        .take(range(32))
+        .trie()
         for name in FIVE
     ]
     mean = sum(len(tree.tokens) for tree in trees) / len(trees)
-    assert len(hardware.statements(32).tree().tokens) == pytest.approx(mean, rel=0.1)
+    assert len(hardware.statements(32).trie().tokens) == pytest.approx(mean, rel=0.1)

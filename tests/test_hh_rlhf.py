@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_helpers import data, finetune, lora, models, responses
+from dpo_helpers import data, finetune, lm
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import hh_rlhf
-from dpo_helpers.models import _tiny
-from dpo_helpers.runs import Records
+from dpo_helpers.lm import lora
+from dpo_helpers.lm.models import _tiny
+from experiments import hh_rlhf
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,16 +41,16 @@ def records(home):
             "full_learning_rate": RATE,
         }
     )
-    return Records(config, home / "results")
+    return RunStore(config, home / "results")
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-gemma"])
 def test_log_probabilities(name):
     """Against the logits of a plain forward pass over each sequence by itself."""
-    model = models.load(name, "cpu")
-    pairs = responses.texts(model, list(data.load_pairs())[:5])
+    model = lm.load(name, "cpu")
+    pairs = lm.pairs_from_text(model, list(data.load_pairs())[:5])
     with torch.no_grad():
-        found = responses.log_probabilities(model.network, pairs)
+        found = lm.log_probabilities(model.network, pairs)
         assert found.shape == (5, 2)
         for row, prompt, *both in zip(
             found, pairs.prompts, pairs.chosen, pairs.rejected, strict=True
@@ -59,12 +60,12 @@ def test_log_probabilities(name):
                 logits = _tiny(name.removeprefix("tiny-"))[0].eval()(ids).logits[0, :-1]
                 each = logits.log_softmax(-1).gather(1, ids[0, 1:, None])
                 assert value.item() == pytest.approx(each[-len(response) :].sum().item(), rel=1e-4)
-        gaps = responses.gaps(model.network, pairs)
+        gaps = lm.log_ratios(model.network, pairs)
     assert torch.allclose(found[:, 0] - found[:, 1], gaps, atol=2e-2)
 
 
 def test_which_pairs_are_kept():
-    model = models.load("tiny-llama", "cpu")
+    model = lm.load("tiny-llama", "cpu")
     rows = list(data.load_pairs())
     whole = [
         [model.tokenizer(r["prompt"] + r[x] + "</s>").input_ids for x in ("chosen", "rejected")]
@@ -76,7 +77,7 @@ def test_which_pairs_are_kept():
     assert 10 <= len(short) < len(rows)
     equal = {"prompt": "a", "chosen": "b", "rejected": "b"}
     learned, held_out = hh_rlhf.kept(model, [equal, *rows, equal], LENGTH)
-    one, other = responses.texts(model, short).split()
+    one, other = lm.pairs_from_text(model, short).split()
     assert (learned.sha256, held_out.sha256) == (one.sha256, other.sha256)
     for given, length in ((rows, 3), ([equal] * 20, LENGTH), (rows[:8], 10**4)):
         with pytest.raises(InputError, match="ten are needed"):
@@ -86,34 +87,40 @@ def test_which_pairs_are_kept():
 def test_every_arm_is_what_it_says(records, home):
     """The same training written out, on a model of its own."""
     seed = records.config.full_seeds[0]
-    base = lora.add(models.load("tiny-llama", "cpu"), seed)
+    base = lora.add(lm.load("tiny-llama", "cpu"), seed)
     learned, held_out = hh_rlhf.kept(base, list(data.load_pairs()), LENGTH)
     settings = finetune.Settings(
-        beta=1.0, learning_rate=RATE, batch_size=len(learned) // 4, seed=seed, tokens=hh_rlhf.TOKENS
+        beta=1.0,
+        learning_rate=RATE,
+        batch_size=len(learned) // 4,
+        seed=seed,
+        max_tree_tokens=hh_rlhf.TOKENS,
     )
-    aligned = lora.add(models.load("tiny-llama", "cpu"), seed)
+    aligned = lora.add(lm.load("tiny-llama", "cpu"), seed)
     given = finetune.train(aligned, learned, settings, home / "given", held_out, progress=False)
     found = hh_rlhf.aligned_run(records, RATE, seed).arrays
     assert np.allclose(found["loss"][0], given.loss[0, 0], equal_nan=True, rtol=1e-5)
     assert np.allclose(found["loss"][1, [0, -1]], given.loss[0, 1, [0, -1]], rtol=1e-5)
     with torch.no_grad():
-        before, after = (responses.log_probabilities(m.network, held_out) for m in (base, aligned))
+        before, after = (lm.log_probabilities(m.network, held_out) for m in (base, aligned))
     assert np.allclose(found["each"], np.stack([before, after]), rtol=1e-3)
     assert abs(found["each"][1] - found["each"][0]).max() > 0.1, "it learned"
     state = {name: weight.clone() for name, weight in aligned.network.state_dict().items()}
     of = {
-        name: [-finetune.reference_gaps(m, part, settings) for part in (learned, held_out)]
+        name: [-finetune.reference_log_ratios(m, part, settings) for part in (learned, held_out)]
         for name, m in (("base", base), ("aligned", aligned))
     }
     arms = hh_rlhf.arms(records, RATE)
     assert list(arms) == list(hh_rlhf.ARMS)
     for (start, reference), arrays in arms.items():
-        model = lora.add(models.load("tiny-llama", "cpu"), seed)
+        model = lora.add(lm.load("tiny-llama", "cpu"), seed)
         if start != "base":
             model.network.load_state_dict(state)
         if start == "merged":
             model = lora.add(lora.merge(model), seed)
-        own = [-finetune.reference_gaps(model, part, settings) for part in (learned, held_out)]
+        own = [
+            -finetune.reference_log_ratios(model, part, settings) for part in (learned, held_out)
+        ]
         want = finetune.train(
             model,
             learned.flipped(),
@@ -152,7 +159,7 @@ def test_runs_replay_without_the_data_and_the_pairs_are_counted(records, home):
     before = {arm: hh_rlhf.flipped_run(records, *arm, RATE, 0).sha256 for arm in hh_rlhf.ARMS}
     (home / "data" / "hh-rlhf").rename(home / "elsewhere")
     try:
-        again = Records(records.config, home / "results")
+        again = RunStore(records.config, home / "results")
         for arm, sha256 in before.items():
             run = hh_rlhf.flipped_run(again, *arm, RATE, 0)
             assert run.sha256 == sha256 and run.missing == ("HH-RLHF",) and not run.stale
@@ -167,7 +174,7 @@ def test_other_pairs_are_another_run(records, home):
     text = file.read_text()
     file.write_text("\n".join(text.splitlines()[:-1]))
     try:
-        run = hh_rlhf.pairs_run(Records(records.config, home / "results"))
+        run = hh_rlhf.pairs_run(RunStore(records.config, home / "results"))
         assert len(run.arrays["equal"]) == 39
     finally:
         file.write_text(text)
@@ -190,7 +197,7 @@ def made(monkeypatch, gaps, losses, held_out=(0.69, 0.6, 0.65, 0.7)):
 
     monkeypatch.setattr(hh_rlhf, "aligned_run", aligned)
     monkeypatch.setattr(hh_rlhf, "flipped_run", flipped)
-    return Records(configure({}))
+    return RunStore(configure({}))
 
 
 def test_the_rule_looks_at_given_labels_only(monkeypatch):
@@ -198,7 +205,7 @@ def test_the_rule_looks_at_given_labels_only(monkeypatch):
     assert hh_rlhf.rates(records) == {"paper": 1e-5, "scaled": 1e-4}
     records = made(monkeypatch, None, None, (0.5, 0.5, 0.5, 0.4))
     assert hh_rlhf.rates(records) == {"paper": 1e-5, "scaled": 1e-3}
-    mine = Records(configure({"full_learning_rate": 3e-4}))
+    mine = RunStore(configure({"full_learning_rate": 3e-4}))
     assert hh_rlhf.rates(mine) == {"given": 3e-4}
 
 

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_helpers import models
+from dpo_helpers import lm
 from dpo_helpers.data import load_behavior
 from dpo_helpers.errors import InputError
-from dpo_helpers.geometry import geometry
-from dpo_helpers.hidden import forward, hidden_states
-from dpo_helpers.tree import grow, pack
+from dpo_helpers.states import build_trie, forward, geometry, hidden_states, pack
 
 TINY = ("tiny-llama", "tiny-mistral", "tiny-gemma")
 WINDOW = 16
@@ -20,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def _load(name):
     """A tiny model whose attention has a sharp focus, so that a wrong mask or position shows."""
-    model = models.load(name, "cpu")
+    model = lm.load(name, "cpu")
     with torch.no_grad():
         for parameter, weight in model.network.named_parameters():
             if "self_attn" in parameter and weight.ndim == 2:
@@ -60,7 +58,7 @@ def _one_by_one(model, prompts):
 
 
 def test_prompts_are_as_hard_as_they_should_be():
-    ids = models.load("tiny-mistral", "cpu").tokenizer(_prompts()).input_ids
+    ids = lm.load("tiny-mistral", "cpu").tokenizer(_prompts()).input_ids
     assert min(map(len, ids)) < WINDOW < np.median([len(x) for x in ids])
     assert len(ids[13]) > 64 + WINDOW, "one is longer than a block and the window"
     assert ids[4] == ids[11] == ids[14]
@@ -89,7 +87,7 @@ def test_every_token_of_the_tree(name):
     """Not the last alone: the state at each row is that of the prefix which ends there."""
     model = _load(name)
     ids = model.tokenizer(_prompts()).input_ids
-    tree = grow(ids)
+    tree = build_trie(ids)
     with torch.inference_mode():
         states = forward(model.network, tree)
         assert states.shape == (len(tree.tokens), 32)
@@ -108,7 +106,7 @@ def test_the_window_is_narrower_than_the_prompts():
     text = _prompts()[13]
     ids = model.tokenizer([text]).input_ids[0]
     changed = [7, *ids[1:]]
-    states = [forward(model.network, grow([x])).detach() for x in (ids, changed)]
+    states = [forward(model.network, build_trie([x])).detach() for x in (ids, changed)]
     apart = (states[0] - states[1]).norm(dim=1)
     reach = 2 * (WINDOW - 1)
     assert (apart[: reach - 5] > 1e-6).sum() > 15
@@ -120,7 +118,7 @@ def test_in_double_precision():
     model = _load("tiny-gemma")
     model.network.double()
     ids = model.tokenizer(_prompts()).input_ids
-    tree = grow(ids)
+    tree = build_trie(ids)
     with torch.inference_mode():
         states = forward(model.network, tree)[tree.ends]
         for sequence, state in zip(ids, states, strict=True):
@@ -145,7 +143,7 @@ def test_the_network_is_left_as_it_was(name, implementation):
 def test_the_network_is_left_as_it_was_after_an_error():
     model = _load("tiny-llama")
     with pytest.raises(IndexError):
-        forward(model.network, grow([[0, 10**6]]))
+        forward(model.network, build_trie([[0, 10**6]]))
     assert model.network.config._attn_implementation == "sdpa"
 
 
@@ -172,7 +170,7 @@ def test_gradients(name):
         return {key: value.grad.clone() for key, value in body.named_parameters()}
 
     plain = gradients(torch.stack([body(torch.tensor([x])).last_hidden_state[0, -1] for x in ids]))
-    one = grow(ids)
+    one = build_trie(ids)
     several = [torch.empty(0)] * len(ids)
     for members, tree in pack(ids, 150):
         for i, state in zip(members, forward(model.network, tree)[tree.ends], strict=True):
@@ -190,7 +188,7 @@ def test_gradients(name):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    return models.load("smollm2-135m", "cpu")
+    return lm.load("smollm2-135m", "cpu")
 
 
 @pytest.mark.slow
@@ -205,7 +203,7 @@ def test_smollm2_equals_plain_forward(smollm2):
 def test_bfloat16_is_as_near_as_the_plain_forward(smollm2):
     """What half precision costs, measured from float32: no more in trees than prompt by prompt."""
     prompts = load_behavior("keeps-promises").prompts()[:40]
-    exact, half = _one_by_one(smollm2, prompts), models.load("smollm2-135m", "cpu", "bfloat16")
+    exact, half = _one_by_one(smollm2, prompts), lm.load("smollm2-135m", "cpu", "bfloat16")
     with torch.inference_mode():
         plain = [
             half.network.base_model(torch.tensor([ids])).last_hidden_state[0, -1].float().numpy()

@@ -359,9 +359,9 @@ def test_theorem_a(data, kappa, beta, steps):
     g, labels = data
     second_moment = g.T @ g / len(g)
     b = 2 * (labels[:, None] * g).mean(0)
-    length, lam = np.linalg.norm(b), np.linalg.eigvalsh(second_moment)[-1]
+    length, lambda_max = np.linalg.norm(b), np.linalg.eigvalsh(second_moment)[-1]
     assume(length > 1e-3 * np.abs(g).max())  # else rounding decides
-    eta = kappa / (beta**2 * lam)
+    eta = kappa / (beta**2 * lambda_max)
     p = Problem(g, labels, np.ones(len(g), bool))
     history = _train([p], np.zeros((V, g.shape[1])), steps, beta=beta, learning_rate=eta)
     t = np.arange(1, steps + 1)
@@ -369,7 +369,7 @@ def test_theorem_a(data, kappa, beta, steps):
     assert (ratio <= 1 + 1e-10).all()
     assert ratio[0] == pytest.approx(1, abs=1e-10)
     r = np.sqrt(b @ second_moment @ b) / length
-    kappa_b = eta * beta**2 * np.sqrt(lam) * r
+    kappa_b = eta * beta**2 * np.sqrt(lambda_max) * r
     assert (ratio >= 1 - kappa_b * (t - 1) / 4 - 1e-10).all()
 
 

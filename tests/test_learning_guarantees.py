@@ -8,9 +8,10 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_helpers import paper, theory
+from dpo_helpers import last_layer
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import learning_guarantees as chapter
+from dpo_helpers.theory import printed
+from experiments import learning_guarantees as chapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = settings(max_examples=1000, deadline=None, derandomize=True, database=None)
@@ -30,7 +31,7 @@ def test_the_cap_on_the_gain():
     (best,) = sympy.solve(sympy.diff(most, z), z)
     assert sympy.simplify(best - (1 - phi) / 26) == 0
     assert sympy.simplify(most.subs(z, best) - (1 - phi) ** 2 / 156) == 0
-    assert paper.largest_gain(0.25) == pytest.approx(float((1 - 0.25) ** 2 / 156))
+    assert printed.largest_gain(0.25) == pytest.approx(float((1 - 0.25) ** 2 / 156))
 
 
 def test_the_bracket_and_the_constant_13():
@@ -88,9 +89,9 @@ def test_the_sharp_margin(cosine, seed):
 )
 def test_theorem_4_3_asks_for_more_than_a_sample_has(power, delta, at, phi, w, b, c):
     d = 10.0**power
-    low, high = paper.v_range(d, delta)
+    low, high = printed.v_range(d, delta)
     v = low + at * max(high - low, 0)
-    asked = paper.margin_bound(d, delta, v, phi, w, b, c)
+    asked = printed.theorem_4_3(d, delta, v, phi, w, b, c)
     if high < low - 1e-9 or 13 * d**-v >= 1 - phi:
         assert np.isnan(asked)
     elif np.isfinite(asked):
@@ -108,8 +109,8 @@ def test_theorem_4_3_on_the_grid_of_the_chapter():
 def test_no_setting_beats_the_cap(phi, power, boundary, beta_prime):
     d = power**2
     eta = d**0.5 / power / (72 * beta_prime**2 * 0.5 * 7)
-    bound = paper.cosine_bound(7, d, 0.0, 0.5, phi, boundary, eta, beta_prime, 0.5)
-    assert np.isnan(bound) or bound - phi <= paper.largest_gain(phi) * (1 + 1e-9) + 1e-15
+    bound = printed.theorem_4_2(7, d, 0.0, 0.5, phi, boundary, eta, beta_prime, 0.5)
+    assert np.isnan(bound) or bound - phi <= printed.largest_gain(phi) * (1 + 1e-9) + 1e-15
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -118,7 +119,7 @@ def test_the_split_of_25_is_an_identity(seed):
     b = rng.normal(size=12)
     labels = np.where(np.arange(30) % 2, -1, 1)
     g = labels[:, None] * b / 2 + rng.normal(size=(30, 12)) + 2 * seed * rng.normal(size=12)
-    path = theory.descend(labels[:, None] * g, 0.3, 0.5, 3)
+    path = last_layer.gradient_descent(labels[:, None] * g, 0.3, 0.5, 3)
     step = np.diff(path, axis=0)[2] / (0.3 * 0.5 / 2)
     sides = []
     for factor, close in ((2, True), (1, False)):
@@ -161,7 +162,7 @@ def test_settings_say_what_fails():
         replace(good, phi=1.5)
     with pytest.raises(InputError, match="above 1"):
         replace(good, power=1.0)
-    assert np.isnan(paper.cosine_bound(1, 64, 0.0, 0.5, 0.0, 1.0, 1e-3, 1.0, 1.0)), "no v at all"
+    assert np.isnan(printed.theorem_4_2(1, 64, 0.0, 0.5, 0.0, 1.0, 1e-3, 1.0, 1.0)), "no v at all"
 
 
 def test_the_largest_possible_deviation_of_a_norm():

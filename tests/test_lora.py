@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from dpo_helpers import data, lora, models, responses
+from dpo_helpers import data, lm
 from dpo_helpers.errors import InputError
-from dpo_helpers.finetune import Settings, batches, reference_gaps, train
+from dpo_helpers.finetune import Settings, batches, reference_log_ratios, train
+from dpo_helpers.lm import lora
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 def load(name="tiny-llama"):
     """A tiny model whose attention matters."""
-    model = models.load(name, "cpu")
+    model = lm.load(name, "cpu")
     with torch.no_grad():
         for parameter, weight in model.network.named_parameters():
             weight *= 12 if "self_attn" in parameter and weight.ndim == 2 else 1
@@ -32,7 +33,7 @@ def load(name="tiny-llama"):
 
 
 def pairs_of(model, n=20):
-    return responses.texts(model, list(data.load_pairs())[:n])
+    return lm.pairs_from_text(model, list(data.load_pairs())[:n])
 
 
 def adapters(model):
@@ -67,7 +68,7 @@ def test_new_adapters_leave_the_model_as_it_was(name):
     assert not any(torch.equal(other[w], x) for w, x in trained.items() if "lora_A" in w)
     pairs = pairs_of(plain, 6)
     with torch.no_grad():
-        gaps = [responses.gaps(m.network, pairs) for m in (model, plain)]
+        gaps = [lm.log_ratios(m.network, pairs) for m in (model, plain)]
     assert torch.equal(*gaps)
 
 
@@ -77,17 +78,17 @@ def test_an_adapter_is_a_change_of_low_rank():
     before = pairs_of(plain, 6)
     found = adapters(model)
     with torch.no_grad():
-        untouched = responses.gaps(plain.network, before)
+        untouched = lm.log_ratios(plain.network, before)
         for name, weight in plain.network.named_parameters():
             of = [f"{name.removesuffix('.weight')}.lora_{x}.default.weight" for x in "AB"]
             if of[0] in found:
                 a, b = (found[x] for x in of)
                 weight += lora.ALPHA / lora.RANK * b @ a
-        want = responses.gaps(plain.network, before)
+        want = lm.log_ratios(plain.network, before)
         assert (want - untouched).abs().max() > 1e-2
-        assert torch.allclose(responses.gaps(model.network, before), want, atol=2e-3)
+        assert torch.allclose(lm.log_ratios(model.network, before), want, atol=2e-3)
         lora.merge(model)
-        assert torch.allclose(responses.gaps(model.network, before), want, atol=2e-3)
+        assert torch.allclose(lm.log_ratios(model.network, before), want, atol=2e-3)
     names = [n for n, p in model.network.named_parameters() if p.requires_grad]
     assert names == [n for n, _ in plain.network.named_parameters()], "a plain network again"
     assert len(adapters(lora.add(model, 1))) == len(found), "which takes adapters as before"
@@ -102,7 +103,7 @@ def test_dropout_is_for_training_only_and_only_adapters_are_trained(tmp_path, ch
     frozen = {n: p.clone() for n, p in model.network.named_parameters() if not p.requires_grad}
     began = {name: p.detach().clone() for name, p in adapters(model).items()}
     assert np.allclose(
-        reference_gaps(model, pairs, settings), reference_gaps(load(), pairs, settings)
+        reference_log_ratios(model, pairs, settings), reference_log_ratios(load(), pairs, settings)
     )
     curves = train(drawn(model), pairs, settings, tmp_path / "run", pairs, progress=False)
     assert curves.loss[0, 1, 0] == pytest.approx(np.log(2), abs=1e-6), "no dropout here"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_helpers import data, finetune, models, responses
+from dpo_helpers import data, finetune, lm
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import full_finetuning, misalignment
-from dpo_helpers.runs import Records
+from experiments import full_finetuning, misalignment
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def records(home):
     config = configure({"tier": "smoke", "model": "tiny-llama", "beta": 1.0})
-    return Records(config, home / "results")
+    return RunStore(config, home / "results")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def by_hand(records, home):
     settings = finetune.Settings(
         beta=1.0, learning_rate=RATE, seed=0, evaluate_every=1, save_every=0
     )
-    base = models.load("tiny-llama", "cpu")
-    learned, held_out = responses.statements(base, [data.load_behavior(BEHAVIOR)]).split()
-    aligned = models.load("tiny-llama", "cpu")
+    base = lm.load("tiny-llama", "cpu")
+    learned, held_out = lm.pairs_from_behaviors(base, [data.load_behavior(BEHAVIOR)]).split()
+    aligned = lm.load("tiny-llama", "cpu")
     finetune.train(aligned, learned, settings, home / "aligned", progress=False)
     return settings, base, aligned, learned, held_out
 
@@ -48,7 +48,7 @@ def test_three_runs_on_flipped_labels(records, by_hand, home):
     found = misalignment.flipped_run(records, BEHAVIOR, RATE, 0).arrays
     flipped = learned.flipped(), held_out.flipped()
     of = {
-        name: tuple(finetune.reference_gaps(model, part, settings) for part in flipped)
+        name: tuple(finetune.reference_log_ratios(model, part, settings) for part in flipped)
         for name, model in (("base", base), ("aligned", aligned))
     }
     starts = {
@@ -56,7 +56,7 @@ def test_three_runs_on_flipped_labels(records, by_hand, home):
         for name, model in (("base", base), ("aligned", aligned))
     }
     for arm, (start, reference) in enumerate(misalignment.ARMS):
-        model = models.load("tiny-llama", "cpu")
+        model = lm.load("tiny-llama", "cpu")
         model.network.load_state_dict(starts[start])
         before = model.unembedding_rows()
         weights = torch.nn.utils.parameters_to_vector(model.network.parameters()).clone()
@@ -90,8 +90,8 @@ def test_the_last_layer_keeps_to_what_is_proven(records):
     # From the base model: gradient descent on the two rows, written out.
     states = records.states(BEHAVIOR)
     a = -states.labels[states.train, None] * states.g[states.train]
-    lam = np.linalg.norm(a, 2) ** 2 / len(a)
-    eta, delta, losses = found["kappa"][0] / lam, np.zeros(a.shape[1]), []
+    lambda_max = np.linalg.norm(a, 2) ** 2 / len(a)
+    eta, delta, losses = found["kappa"][0] / lambda_max, np.zeros(a.shape[1]), []
     for _ in range(misalignment.STEPS + 1):
         margin = 2 * a @ delta
         losses.append(np.log1p(np.exp(-margin)).mean())
@@ -108,7 +108,7 @@ def test_few_flipped_examples(records, by_hand):
             (aligned, found["gap"][0], found["accuracy"][0]),
             (base, *found["base"]),
         ):
-            want = responses.gaps(model.network, held_out)
+            want = lm.log_ratios(model.network, held_out)
             assert gap == pytest.approx(want.mean().item(), abs=5e-3), "in bf16"
             assert right == pytest.approx((want > 0).float().mean().item(), abs=0.11)
     whole = misalignment.flipped_run(records, BEHAVIOR, RATE, 0).arrays
@@ -129,7 +129,7 @@ def test_the_lead_of_the_aligned_model_at_the_worse_rate(monkeypatch):
 
     monkeypatch.setattr(misalignment, "flipped_run", losses)
     monkeypatch.setattr(full_finetuning, "factor", lambda _: 3.0)
-    records = Records(configure({}))
+    records = RunStore(configure({}))
     found = misalignment.aligned_lead(records, f"flipped/*/{BEHAVIOR}/*")
     base, paper = np.exp(-0.1 * t[:3]), np.exp(-0.3 * t[:3])
     scaled = np.exp(-0.2 * t[:3])

@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpo_helpers.experiments import CHAPTERS
-from dpo_helpers.runs import ROOT
+from experiments import CHAPTERS
+from experiments.store import ROOT
 from workflow import notebook as pages
 
 STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))

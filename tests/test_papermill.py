@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-from dpo_helpers.runs import ROOT
+from experiments.store import ROOT
 
 HEAD = """# ---
 # jupyter:
@@ -123,8 +123,8 @@ def test_an_unknown_tier_or_chapter(tmp_path, chapter, tier, parts):
 @pytest.mark.parametrize(
     ("command", "parts"),
     [
-        (["dpo_helpers.experiments", "smokey", "model"], ["smokey", "smoke"]),
-        (["dpo_helpers.experiments", "smoke", "00_setop"], ["00_setop", "00_setup"]),
+        (["experiments", "smokey", "model"], ["smokey", "smoke"]),
+        (["experiments", "smoke", "00_setop"], ["00_setop", "00_setup"]),
     ],
     ids=["tier", "chapter"],
 )

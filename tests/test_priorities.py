@@ -7,13 +7,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dpo_helpers import last_layer, mixture, theory
+from dpo_helpers import last_layer, mixtures, theory
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import behaviors, priorities
-from dpo_helpers.experiments.shared import PAIRS
-from dpo_helpers.runs import Records
-from dpo_helpers.synthetic import coordinates
+from dpo_helpers.theory.synthetic import coordinates
+from experiments import behaviors, priorities
+from experiments.shared import PAIRS
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +66,7 @@ def test_first_step_is_that_of_autograd(seed):
     eta, beta = 7.0, 0.3
     w = np.random.default_rng(seed).normal(size=(11, g.shape[1]))
     change = priorities.autograd_step(g, labels, w, eta, beta)
-    b, sizes = mixture.pulls(g, labels, group)
+    b, sizes = mixtures.signed_means(g, labels, group)
     assert list(sizes) == [40, 7, 90]
     np.testing.assert_allclose(b, _plain(g, labels, group)[0], rtol=1e-12, atol=1e-13)
     step = eta * beta / 4 * sum(n / 137 * row for n, row in zip(sizes, b, strict=True))
@@ -77,7 +77,7 @@ def test_first_step_is_that_of_autograd(seed):
     # (22), a statement at a time.
     logits = labels * (g @ (change[0] - change[1]))
     rise = [logits[group == j].mean() for j in range(3)]
-    np.testing.assert_allclose(mixture.improvements(b, sizes, eta, beta), rise, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(mixtures.logit_gains(b, sizes, eta, beta), rise, rtol=0, atol=1e-11)
     equal = eta * beta / 4 * b.mean(0)
     assert np.linalg.norm(equal - step) > 0.01 * np.linalg.norm(step), "the weights matter"
 
@@ -87,7 +87,7 @@ def test_first_step_is_that_of_the_training_loop():
     p = last_layer.Problem(g, labels, np.ones(len(g), bool), group)
     rate = dict(beta=0.2, learning_rate=0.5)
     history = last_layer.train([p], np.zeros(12), steps=1, sampling="full", **rate)
-    low, fallen, high = mixture.first_fall(g, labels, group, 0.5, 0.2)
+    low, fallen, high = mixtures.first_loss_decrease(g, labels, group, 0.5, 0.2)
     measured = np.log(2) - history["loss"][0, :, 0, 1, 0]
     np.testing.assert_allclose(fallen, measured, rtol=0, atol=1e-13)
     np.testing.assert_allclose(history["margin"][0, :, 0, 1, 0], 2 * high, rtol=1e-10, atol=1e-13)
@@ -97,7 +97,10 @@ def test_first_step_is_that_of_the_training_loop():
 def test_pulls_hold_a_share_of_the_common_mean():
     """b̂_j = b_j + ((n₊ − n₋)/n)(μ̂₊ + μ̂₋)."""
     g, labels, group = _mixture(4)
-    b, (pulls, _) = mixture.differences(g, labels, group), mixture.pulls(g, labels, group)
+    b, (pulls, _) = (
+        mixtures.mean_differences(g, labels, group),
+        mixtures.signed_means(g, labels, group),
+    )
     np.testing.assert_allclose(b, _plain(g, labels, group)[1], rtol=1e-10, atol=1e-12)
     for j in range(3):
         a, s = g[group == j], labels[group == j]
@@ -110,13 +113,13 @@ def test_pulls_hold_a_share_of_the_common_mean():
 def test_first_fall_is_within_its_bounds(data, eta, beta):
     """prop-first-fall, at any step size: 1,000 random mixtures."""
     g, labels, group = data
-    low, fallen, high = mixture.first_fall(g, labels, group, eta, beta)
+    low, fallen, high = mixtures.first_loss_decrease(g, labels, group, eta, beta)
     slack = 1e-10 * (np.abs(low) + np.abs(high)) + 1e-14 * (1 + (np.abs(g).max() * beta) ** 2 * eta)
     assert (low <= fallen + slack).all()
     assert (fallen <= high + slack).all()
-    b, sizes = mixture.pulls(g, labels, group)
+    b, sizes = mixtures.signed_means(g, labels, group)
     np.testing.assert_allclose(
-        2 / beta * high, mixture.improvements(b, sizes, eta, beta), rtol=1e-12
+        2 / beta * high, mixtures.logit_gains(b, sizes, eta, beta), rtol=1e-12
     )
 
 
@@ -133,7 +136,7 @@ def test_first_fall_is_within_its_bounds_in_many_dimensions(alpha):
         group = rng.integers(0, rng.integers(1, 4), size=n)
         group = np.unique(group, return_inverse=True)[1]
         eta = np.exp(rng.uniform(np.log(1e-3), np.log(10))) / (g**2).sum(1).mean()
-        low, fallen, high = mixture.first_fall(g, labels, group, eta, 1.0)
+        low, fallen, high = mixtures.first_loss_decrease(g, labels, group, eta, 1.0)
         slack = 1e-10 * (np.abs(low) + np.abs(high)) + 1e-15
         assert (low <= fallen + slack).all()
         assert (fallen <= high + slack).all()
@@ -144,7 +147,7 @@ def test_first_fall_lower_bound_lacks_a_fourth_power_only():
     g, labels, group = _mixture(5)
     gaps = []
     for eta in (1e-2, 1e-3):
-        low, fallen, _ = mixture.first_fall(g, labels, group, eta, 0.3)
+        low, fallen, _ = mixtures.first_loss_decrease(g, labels, group, eta, 0.3)
         gaps.append(fallen - low)
     np.testing.assert_allclose(gaps[0] / gaps[1], 1e4, rtol=0.05)
 
@@ -159,15 +162,15 @@ def test_all_losses_can_rise_though_all_pulls_agree():
     left = priorities.with_share(g, labels, group, 0.6)
     for j in (0, 1):
         assert (left[1][left[2] == j] > 0).mean() == pytest.approx(0.6)
-    assert (mixture.priorities(mixture.differences(*left)) > 0).all()
+    assert (mixtures.priority_levels(mixtures.mean_differences(*left)) > 0).all()
     step = priorities.first_step(*left, 1e-2, 1.0)
-    assert (mixture.falls(step[None], g, labels, group, 1.0) < 0).all()
+    assert (mixtures.loss_decreases(step[None], g, labels, group, 1.0) < 0).all()
 
 
 def test_falls_along_a_path():
     g, labels, group = _mixture(7)
-    path = theory.descend(labels[:, None] * g, 0.01, 1.0, 5)
-    falls = mixture.falls(path, g, labels, group, 1.0)
+    path = last_layer.gradient_descent(labels[:, None] * g, 0.01, 1.0, 5)
+    falls = mixtures.loss_decreases(path, g, labels, group, 1.0)
     assert falls.shape == (3, 6) and (falls[:, 0] == 0).all()
     for j in range(3):
         margins = 2 * (labels[:, None] * g)[group == j] @ path[4]
@@ -179,15 +182,15 @@ def test_falls_along_a_path():
 
 def test_what_priorities_get_wrong():
     opposed = np.array([(3, 0), (-2, 2), (-2, -1.9)])
-    assert mixture.priorities(opposed)[0] == pytest.approx(-0.995, abs=5e-4)
-    outvoted = mixture.priorities(np.array([(3, 0), (0, 2.5), (0, 2.5)]))
+    assert mixtures.priority_levels(opposed)[0] == pytest.approx(-0.995, abs=5e-4)
+    outvoted = mixtures.priority_levels(np.array([(3, 0), (0, 2.5), (0, 2.5)]))
     np.testing.assert_allclose(outvoted, [0.514, 0.715, 0.715], atol=5e-4)
 
 
 @pytest.mark.parametrize("b", [[(1.0, 2.0), (-1.0, -2.0)], [(0.0, 0.0)]])
 def test_priorities_are_undefined_where_behaviors_cancel(b):
     with pytest.raises(InputError, match="undefined"):
-        mixture.priorities(np.array(b))
+        mixtures.priority_levels(np.array(b))
 
 
 @EACH
@@ -202,11 +205,11 @@ def test_priorities_in_general(b):
     """|P_j| ≤ ‖b_j‖/‖b_*‖, their mean is ‖b̄‖/‖b_*‖, and of two the longer comes first."""
     lengths = np.linalg.norm(b, axis=1)
     assume(np.linalg.norm(b.mean(0)) > 1e-9 * lengths.max())
-    level = mixture.priorities(b)
+    level = mixtures.priority_levels(b)
     assert (np.abs(level) <= lengths / lengths.max() + 1e-12).all()
     mean = np.linalg.norm(b.mean(0)) / lengths.max()
     assert level.mean() == pytest.approx(mean, rel=1e-5, abs=1e-9)
-    np.testing.assert_allclose(mixture.priorities(3 * b), level, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(mixtures.priority_levels(3 * b), level, rtol=1e-6, atol=1e-9)
     if len(b) == 2:
         gap = (lengths[0] ** 2 - lengths[1] ** 2) / (2 * np.linalg.norm(b.mean(0)) * lengths.max())
         assert level[0] - level[1] == pytest.approx(gap, rel=1e-5, abs=1e-6)
@@ -236,7 +239,7 @@ def test_first_gradient_in_symbols():
 
 @pytest.mark.parametrize("angle", [0, 60, 120, 170])
 def test_two_clouds_are_as_asked_for(angle):
-    b = mixture.differences(*priorities.two_clouds(3, 2, angle))
+    b = mixtures.mean_differences(*priorities.two_clouds(3, 2, angle))
     np.testing.assert_allclose(np.linalg.norm(b, axis=1), [3, 2], rtol=1e-12)
     assert b[0] @ b[1] / 6 == pytest.approx(np.cos(np.deg2rad(angle)), abs=1e-12)
 
@@ -254,10 +257,10 @@ def test_the_order_of_mean_margins_is_certain_for_a_while():
     for seed in range(200):
         g, labels, group = _mixture(seed, sizes=(60, 60), common=0.3)
         s = theory.signal(g, labels)
-        pulls, _ = mixture.pulls(g, labels, group)
+        pulls, _ = mixtures.signed_means(g, labels, group)
         apart = pulls[0] - pulls[1]
-        eta = 0.1 / s.lam
-        path = theory.descend(labels[:, None] * g, eta, 1.0, 80)
+        eta = 0.1 / s.lambda_max
+        path = last_layer.gradient_descent(labels[:, None] * g, eta, 1.0, 80)
         t = np.arange(1, 81)
         cosine = apart @ s.unit / np.linalg.norm(apart)
         certain = s.slack(eta, 1.0, t) < abs(cosine)
@@ -272,14 +275,14 @@ def test_the_order_of_mean_margins_is_certain_for_a_while():
 def test_bad_mixtures():
     g, labels, group = _mixture()
     with pytest.raises(InputError, match="behavior 1 of the mixture has no statements"):
-        mixture.pulls(g, labels, np.where(group == 1, 0, group))
+        mixtures.signed_means(g, labels, np.where(group == 1, 0, group))
     with pytest.raises(InputError, match="behavior 2 of the mixture has statements of one side"):
-        mixture.differences(g, np.where(group == 2, 1, labels), group)
+        mixtures.mean_differences(g, np.where(group == 2, 1, labels), group)
     with pytest.raises(InputError, match="behavior 1 of the mixture"):
-        mixture.differences(g, labels, np.where(group == 1, 0, group))
+        mixtures.mean_differences(g, labels, np.where(group == 1, 0, group))
     g[3] = np.nan
-    assert np.isnan(mixture.first_fall(g, labels, group, 1.0, 1.0)[1]).all()
-    assert np.isnan(mixture.priorities(np.array([[np.nan, 1.0], [1.0, 0.0]]))).all()
+    assert np.isnan(mixtures.first_loss_decrease(g, labels, group, 1.0, 1.0)[1]).all()
+    assert np.isnan(mixtures.priority_levels(np.array([[np.nan, 1.0], [1.0, 0.0]]))).all()
 
 
 # The runs
@@ -287,12 +290,12 @@ def test_bad_mixtures():
 
 @pytest.fixture(scope="module")
 def records():
-    return Records(configure({"tier": "book", "seeds": 2}))
+    return RunStore(configure({"tier": "book", "seeds": 2}))
 
 
 def test_everyone_is_who_the_tier_records():
     for tier in ("smoke", "book"):
-        mine = Records(configure({"tier": tier}))
+        mine = RunStore(configure({"tier": tier}))
         assert set(priorities.everyone(mine)) == set(behaviors(mine.config))
 
 
@@ -310,7 +313,7 @@ def test_problem_keeps_behaviors_apart(records):
 
 
 def test_figure_5_run_trains_the_union(records, tmp_path):
-    mine = Records(records.config, tmp_path)
+    mine = RunStore(records.config, tmp_path)
     mine.states = records.states
     run = priorities.figure_5_run(mine, 0).arrays
     options = dict(beta=0.01, learning_rate=priorities.learning_rate(records), steps=100)
@@ -321,7 +324,7 @@ def test_figure_5_run_trains_the_union(records, tmp_path):
     assert np.abs(run["linear"] - run["descent"]).max() < 0.05 * (np.log(2) - run["descent"]).max()
     gap = np.abs(run["loss"][0] - run["loss"][1]).mean(0)
     np.testing.assert_allclose(priorities.loss_gap(mine, "f5-a"), gap, rtol=1e-6)
-    first, second = mixture.priorities(priorities.differences(mine, PAIRS["book"][0]))
+    first, second = mixtures.priority_levels(priorities.differences(mine, PAIRS["book"][0]))
     high, low = (0, 1) if first > second else (1, 0)
     ahead = (run["loss"][high, 1:] < run["loss"][low, 1:]).mean(0)
     np.testing.assert_allclose(priorities.lead(mine, "f5-a"), ahead)

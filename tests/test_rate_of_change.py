@@ -7,12 +7,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dpo_helpers import paper, synthetic, theory
+from dpo_helpers import last_layer, theory
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import rate_of_change as chapter
+from dpo_helpers.theory import printed, synthetic
+from experiments import rate_of_change as chapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FEW = settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+MIN_BEHAVIORS = settings(max_examples=1000, deadline=None, derandomize=True, database=None)
 
 
 # Symbolic steps
@@ -91,7 +92,7 @@ def test_strengths_have_the_law_of_drawn_states(n, d, apart):
     rng = np.random.default_rng(0)
     g, labels = synthetic.clouds(rng, (2000, n), apart * np.eye(d)[0])
     drawn = np.linalg.norm(2 / n * np.einsum("n,snd->sd", labels, g), axis=1)
-    assert stats.ks_2samp(drawn, synthetic.strengths(rng, 2000, n, d, apart)).pvalue > 0.001
+    assert stats.ks_2samp(drawn, synthetic.b_norms(rng, 2000, n, d, apart)).pvalue > 0.001
     law = stats.ncx2(d, n / 4 * apart**2)
     assert stats.kstest(n / 4 * drawn**2, law.cdf).pvalue > 0.001
 
@@ -101,9 +102,9 @@ def test_the_counterexample_meets_the_conditions():
         n = 5 * int(np.sqrt(d)) // 8
         assert n % 2 == 0 and 8 * n == 5 * np.sqrt(d)
         assert np.sqrt(d) / 64 >= 1 and (0.5 + np.sqrt(d)) <= 1.01 * np.sqrt(d)
-        assert paper.mean_failure(n, d, 0.0, 2, 1 / 64) == pytest.approx(4 * np.exp(-10))
-        assert np.isfinite(paper.change_bound(1, d, 0.0, 0.25 / 1.01**2, 1.0, 1.01))
-    least = synthetic.strengths(np.random.default_rng(1), 10_000, 40, 4096).min()
+        assert printed.mean_failure(n, d, 0.0, 2, 1 / 64) == pytest.approx(4 * np.exp(-10))
+        assert np.isfinite(printed.theorem_4_1(1, d, 0.0, 0.25 / 1.01**2, 1.0, 1.01))
+    least = synthetic.b_norms(np.random.default_rng(1), 10_000, 40, 4096).min()
     assert least > 12 * np.sqrt(2)
 
 
@@ -111,13 +112,13 @@ def test_where_the_bound_begins_to_hold():
     """The exercise: at d = 4096, Δ = 0 the median passes 12√2 between n = 56 and n = 58."""
     rng = np.random.default_rng(0)
     share = {
-        n: (synthetic.strengths(rng, 20_000, n, 4096) <= 12 * np.sqrt(2)).mean()
+        n: (synthetic.b_norms(rng, 20_000, n, 4096) <= 12 * np.sqrt(2)).mean()
         for n in range(50, 66, 2)
     }
     assert share[56] < 0.5 < share[58]
 
 
-@FEW
+@MIN_BEHAVIORS
 @given(
     st.integers(0, 10**6),
     st.sampled_from([1, 2, 5, 30]),
@@ -129,11 +130,11 @@ def test_where_the_bound_begins_to_hold():
 def test_a_criterion_for_the_papers_bound(seed, half, d, delta):
     """κ ≤ 4, balanced: Theorem 4.1's bound holds for all t exactly if ‖b̂‖ ≤ 12√2 d^Δ."""
     s, eta, path, margins = chapter.descent(seed, 2 * half, d, delta, None, 15)
-    assert s.lam * eta / d <= 4
+    assert s.lambda_max * eta / d <= 4
     t = np.arange(1, 16)
     distance = np.sqrt(2) * np.linalg.norm(path[1:], axis=1)
     bound = 6 * eta * t * d ** (delta - 0.5)
-    holds = s.strength <= 12 * np.sqrt(2) * d**delta
+    holds = s.b_norm <= 12 * np.sqrt(2) * d**delta
     assert (distance <= bound * (1 + 1e-12)).all() == holds
     assert chapter.slacks(s, eta, d**-0.5, path, margins).min() > -1e-10
 
@@ -144,7 +145,7 @@ def test_descent_in_the_span_is_descent():
     b = np.zeros(50)
     b[0] = 50**0.3
     g, labels = synthetic.clouds(np.random.default_rng(3), 12, b, alpha=1.0)
-    whole = theory.descend(labels[:, None] * g, eta, 50**-0.5, 9)
+    whole = last_layer.gradient_descent(labels[:, None] * g, eta, 50**-0.5, 9)
     assert path.shape == (10, 12)
     np.testing.assert_allclose(
         np.linalg.norm(path, axis=1), np.linalg.norm(whole, axis=1), rtol=1e-12
@@ -152,7 +153,7 @@ def test_descent_in_the_span_is_descent():
     np.testing.assert_allclose(
         margins, 2 * 50**-0.5 * labels * (whole @ g.T), rtol=1e-10, atol=1e-14
     )
-    assert s.lam == pytest.approx(np.linalg.norm(g, 2) ** 2 / 12, rel=1e-12)
+    assert s.lambda_max == pytest.approx(np.linalg.norm(g, 2) ** 2 / 12, rel=1e-12)
     assert eta == pytest.approx(0.25 / (1 + 0.5 * 50**-0.2) ** 2)
 
 
@@ -169,13 +170,13 @@ def test_slopes_are_the_papers_for_many_statements_only():
 @pytest.mark.parametrize("n", [0, 1, 7, -2])
 def test_strengths_need_balanced_classes(n):
     with pytest.raises(InputError, match="even number"):
-        synthetic.strengths(np.random.default_rng(0), 5, n, 3)
+        synthetic.b_norms(np.random.default_rng(0), 5, n, 3)
 
 
 def test_bounds_say_nothing_outside_their_conditions():
     s, *_ = chapter.descent(0, 20, 5, 0.2, None, 1)
     with pytest.raises(InputError, match="theorems say nothing"):
-        theory.motion(s, 5 / (s.lam / 5), 5**-0.5, 1)
+        theory.distance_bounds(s, 5 / (s.lambda_max / 5), 5**-0.5, 1)
     panel = chapter.bounds_panel(16, 0.6, 20, None, 5)
     assert np.isnan(panel["Theorem 4.1"][1]).all(), "Δ > ½"
     assert np.isfinite(panel["measured"][1]).all()

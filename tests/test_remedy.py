@@ -5,11 +5,12 @@ import pytest
 import torch
 from scipy import optimize
 
-from dpo_helpers import balance, data, finetune, mixture, models, responses, synthetic, theory
+from dpo_helpers import data, finetune, last_layer, lm, mixtures
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import full_finetuning, priorities, remedy
-from dpo_helpers.runs import Records
+from dpo_helpers.theory import synthetic
+from experiments import full_finetuning, priorities, remedy
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ def test_no_weights_do_more_for_the_group_they_do_least_for(m):
     rng = np.random.default_rng(m)
     for seed in range(20):
         b = vectors(seed, m)
-        w = balance.weights(b @ b.T)
+        w = mixtures.max_min_weights(b @ b.T)
         assert (w >= 0).all() and w.sum() == pytest.approx(1)
         least = (b @ b.T @ w).min()
         others = rng.dirichlet(np.full(m, 0.5), 3000)
@@ -52,7 +53,7 @@ def test_equal_first_steps_where_the_theorem_has_them_and_nowhere_else(m):
         b = vectors(seed, m)
         gram = b @ b.T
         alone = np.linalg.solve(gram, np.ones(m))
-        w = balance.weights(gram)
+        w = mixtures.max_min_weights(gram)
         rises = gram @ w
         seen.add(possible := bool((alone >= 0).all()))
         if possible:
@@ -71,7 +72,7 @@ def test_equal_first_steps_where_the_theorem_has_them_and_nowhere_else(m):
 def test_two_groups(cosine):
     """‖b_1‖ = 2, ‖b_2‖ = 1: equal up to cos = ½, then the longer alone."""
     gram = np.array([[4, 2 * cosine], [2 * cosine, 1]])
-    w = balance.weights(gram)
+    w = mixtures.max_min_weights(gram)
     want = np.array([1 - 2 * cosine, 4 - 2 * cosine]) / (5 - 4 * cosine)
     assert w == pytest.approx(want if cosine <= 0.5 else [1, 0], abs=1e-9)
 
@@ -83,13 +84,13 @@ def test_groups_that_all_conflict_can_be_made_equal():
         gram = (gram + gram.T) / 2
         np.fill_diagonal(gram, 0)
         np.fill_diagonal(gram, rng.uniform(0.05, 2, 4) - gram.sum(1))
-        rises = gram @ balance.weights(gram)
+        rises = gram @ mixtures.max_min_weights(gram)
         assert np.ptp(rises) < 1e-9 and rises[0] > 0
 
 
 def test_groups_that_cancel_gain_nothing():
     b = np.array([(2.0, 0), (-1, 1), (-1, -1)])
-    assert b.T @ balance.weights(b @ b.T) == pytest.approx([0, 0], abs=1e-9)
+    assert b.T @ mixtures.max_min_weights(b @ b.T) == pytest.approx([0, 0], abs=1e-9)
 
 
 def test_wanted_rises():
@@ -98,8 +99,10 @@ def test_wanted_rises():
         gram = (b := vectors(seed, 3)) @ b.T
         w = np.random.default_rng(seed).dirichlet(np.ones(3))
         if (gram @ w > 0).all():
-            assert balance.weights(gram, gram @ w) == pytest.approx(w, abs=1e-6)
-            assert balance.weights(1e-6 * gram, 50 * gram @ w) == pytest.approx(w, abs=1e-6)
+            assert mixtures.max_min_weights(gram, gram @ w) == pytest.approx(w, abs=1e-6)
+            assert mixtures.max_min_weights(1e-6 * gram, 50 * gram @ w) == pytest.approx(
+                w, abs=1e-6
+            )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_wanted_rises():
 )
 def test_weights_of_what_is_no_mixture(gram, wanted, message):
     with pytest.raises(InputError, match=message):
-        balance.weights(gram, wanted)
+        mixtures.max_min_weights(gram, wanted)
 
 
 # Training
@@ -147,7 +150,7 @@ def test_descent_is_that_of_the_weighted_loss():
     g, labels, group = mixed()
     w = np.array([0.2, 0.5, 0.3])
     how = dict(learning_rate=2.0, beta=0.5)
-    path, used = balance.descend(g, labels, group, lambda b: w, steps=5, **how)
+    path, used = mixtures.group_descent(g, labels, group, lambda b: w, steps=5, **how)
     assert (used == w).all()
     delta = torch.zeros(5, dtype=torch.float64, requires_grad=True)
     for t in range(6):
@@ -166,8 +169,8 @@ def test_what_the_groups_ask_for():
         asked.append(b)
         return np.full(3, 1 / 3)
 
-    path, _ = balance.descend(g, labels, group, weigh, learning_rate=2.0, beta=0.5, steps=3)
-    assert asked[0] == pytest.approx(mixture.differences(g, labels, group))
+    path, _ = mixtures.group_descent(g, labels, group, weigh, learning_rate=2.0, beta=0.5, steps=3)
+    assert asked[0] == pytest.approx(mixtures.mean_differences(g, labels, group))
     delta = torch.tensor(path[2], requires_grad=True)
     for j, loss in enumerate(group_losses(delta, g, labels, group, 0.5)):
         (gradient,) = torch.autograd.grad(loss, delta, retain_graph=True)
@@ -176,37 +179,41 @@ def test_what_the_groups_ask_for():
 
 def test_the_first_step_raises_all_groups_alike():
     g, labels, group = mixed(1)
-    b = mixture.differences(g, labels, group)
-    w = balance.weights(b @ b.T)
-    path, _ = balance.descend(g, labels, group, lambda _: w, learning_rate=2.0, beta=0.5, steps=1)
+    b = mixtures.mean_differences(g, labels, group)
+    w = mixtures.max_min_weights(b @ b.T)
+    path, _ = mixtures.group_descent(
+        g, labels, group, lambda _: w, learning_rate=2.0, beta=0.5, steps=1
+    )
     logits = 2 * g @ path[1]
     rises = [
         (logits[(group == j) & (labels > 0)].mean() - logits[(group == j) & (labels < 0)].mean())
         for j in range(3)
     ]
     assert np.ptp(rises) < 1e-9 * rises[0]
-    assert np.array(rises) / 2 == pytest.approx(mixture.improvements(b, w, 2.0, 0.5))
+    assert np.array(rises) / 2 == pytest.approx(mixtures.logit_gains(b, w, 2.0, 0.5))
 
 
 def test_solving_at_every_step_keeps_small_steps_together():
     g, labels, group = mixed(1)
 
     def apart(weigh) -> float:
-        path, _ = balance.descend(g, labels, group, weigh, learning_rate=0.02, beta=1.0, steps=400)
+        path, _ = mixtures.group_descent(
+            g, labels, group, weigh, learning_rate=0.02, beta=1.0, steps=400
+        )
         losses = group_losses(torch.tensor(path[-1]), g, labels, group, 1.0).numpy()
         assert losses.max() < np.log(2) - 0.02
         return np.ptp(losses)
 
-    b = mixture.differences(g, labels, group)
-    first = balance.weights(b @ b.T)
-    assert apart(lambda b: balance.weights(b @ b.T)) < apart(lambda _: first) / 10
+    b = mixtures.mean_differences(g, labels, group)
+    first = mixtures.max_min_weights(b @ b.T)
+    assert apart(lambda b: mixtures.max_min_weights(b @ b.T)) < apart(lambda _: first) / 10
 
 
 def test_descent_needs_both_sides():
     g, labels, group = mixed()
     labels = np.where(group == 1, 1, labels)
     with pytest.raises(InputError, match="group 1"):
-        balance.descend(g, labels, group, np.ones, learning_rate=1.0, beta=1.0, steps=1)
+        mixtures.group_descent(g, labels, group, np.ones, learning_rate=1.0, beta=1.0, steps=1)
 
 
 # Resampling
@@ -216,7 +223,7 @@ def test_resampled_statements():
     rng = np.random.default_rng(0)
     labels, group = rng.choice([1, -1], 101), np.repeat([0, 1, 2], (50, 30, 21))
     for w in ([0.2, 0.7, 0.1], [1.0, 0.0, 0.0], [1 / 3] * 3):
-        rows = balance.resample(labels, group, np.array(w), 3)
+        rows = mixtures.resample(labels, group, np.array(w), 3)
         assert len(rows) == 101
         for j in range(3):
             counts = [((group == j) & (labels == side))[rows].sum() for side in (1, -1)]
@@ -224,15 +231,15 @@ def test_resampled_statements():
             for side in (1, -1):
                 times = np.bincount(rows, minlength=101)[(group == j) & (labels == side)]
                 assert np.ptp(times) <= 1
-    again, other = (balance.resample(labels, group, np.array(w), seed) for seed in (3, 4))
+    again, other = (mixtures.resample(labels, group, np.array(w), seed) for seed in (3, 4))
     assert np.array_equal(rows, again) and not np.array_equal(rows, other)
 
 
 def test_nothing_to_draw_from():
     labels, group = np.array([1, 1, 1, -1]), np.array([0, 0, 1, 1])
     with pytest.raises(InputError, match="group 0 has no statements of side -1"):
-        balance.resample(labels, group, np.array([0.5, 0.5]), 0)
-    assert set(balance.resample(labels, group, np.array([0.0, 1.0]), 0)) == {2, 3}
+        mixtures.resample(labels, group, np.array([0.5, 0.5]), 0)
+    assert set(mixtures.resample(labels, group, np.array([0.0, 1.0]), 0)) == {2, 3}
 
 
 # The chapter's runs
@@ -247,7 +254,7 @@ def records(tmp_path_factory):
         patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
         config = {"tier": "smoke", "model": "tiny-llama", "steps": 20, "seeds": 3}
         config |= {"full_learning_rate": RATE}
-        yield Records(configure(config), folder / "results")
+        yield RunStore(configure(config), folder / "results")
 
 
 def test_arms_of_the_last_layer(records):
@@ -259,7 +266,7 @@ def test_arms_of_the_last_layer(records):
     # Plain gradient descent, if the sides were equal; they nearly are.
     rate, beta = remedy.learning_rate(records), records.config.beta
     a = labels[:, None] * g
-    path = theory.descend(a, rate, beta, 20)
+    path = last_layer.gradient_descent(a, rate, beta, 20)
     plain = np.log1p(np.exp(-2 * beta * a @ path.T))
     plain = np.stack([plain[group == j].mean(0) for j in (0, 1)])
     assert arrays["loss"][0, :, 0] == pytest.approx(plain, abs=2e-2)
@@ -268,10 +275,10 @@ def test_arms_of_the_last_layer(records):
     states = [records.states(behavior) for behavior in PAIR]
     for arm, weigh in (
         (1, lambda b: np.array(remedy.shares(records, PAIR))),
-        (2, lambda b: balance.weights(b @ b.T)),
+        (2, lambda b: mixtures.max_min_weights(b @ b.T)),
     ):
         how = dict(learning_rate=rate, beta=beta, steps=20)
-        delta = balance.descend(g, labels, group, weigh, **how)[0][-1]
+        delta = mixtures.group_descent(g, labels, group, weigh, **how)[0][-1]
         for j, s in enumerate(states):
             margins = 2 * beta * s.labels * (s.g @ delta)
             for part, rows in enumerate((s.train, ~s.train)):
@@ -288,7 +295,7 @@ def test_arms_of_the_last_layer(records):
 
 
 def test_the_ends_of_a_mixture(records):
-    for letter, behaviors in remedy.mixtures(records.config).items():
+    for letter, behaviors in remedy.mixture_behaviors(records.config).items():
         length = np.linalg.norm(priorities.differences(records, behaviors), axis=1)
         short, long = remedy.ends(records, letter)
         assert length[short] == length.min() and length[long] == length.max()
@@ -296,16 +303,16 @@ def test_the_ends_of_a_mixture(records):
 
 def test_a_resampled_run_is_training_on_what_was_drawn(records, tmp_path):
     found = remedy.resampled_run(records, PAIR, RATE, 1).arrays
-    model = models.load("tiny-llama", "cpu")
+    model = lm.load("tiny-llama", "cpu")
     statements = [data.load_behavior(behavior) for behavior in PAIR]
-    learned, held_out = responses.statements(model, statements).split()
+    learned, held_out = lm.pairs_from_behaviors(model, statements).split()
     counts = np.bincount(learned.group)
     yes = np.array([chosen == (model.yes,) for chosen in learned.chosen])
     assert yes.sum() == sum((s.labels[s.train] > 0).sum() for s in map(records.states, PAIR))
     w = remedy.shares(records, PAIR)
     assert found["counts"][:, 0] == pytest.approx(w * counts.sum(), abs=1)
     assert found["counts"][:, 1] == pytest.approx(np.minimum(w * counts.sum(), counts), abs=5)
-    rows = balance.resample(np.where(yes, 1, -1), learned.group, w, 1)
+    rows = mixtures.resample(np.where(yes, 1, -1), learned.group, w, 1)
     settings = finetune.Settings(beta=0.01, learning_rate=RATE, seed=1, save_every=0)
     curves = finetune.train(
         model, learned.take(rows), settings, tmp_path / "run", held_out, progress=False
@@ -327,13 +334,13 @@ def test_both_arms_in_full_have_the_same_seeds(records):
 
 def test_what_is_planned(records):
     table = remedy.plan_table(records)
-    for letter, behaviors in remedy.mixtures(records.config).items():
+    for letter, behaviors in remedy.mixture_behaviors(records.config).items():
         rows = table.loc[letter]
         assert list(rows.index) == list(behaviors)
         assert rows[["weight before", "weight w"]].sum().to_numpy() == pytest.approx([1, 1])
         b = priorities.differences(records, behaviors)
         plain = (b * b).sum(1) ** -1.0
-        want = mixture.improvements(b, plain, remedy.learning_rate(records), records.config.beta)
+        want = mixtures.logit_gains(b, plain, remedy.learning_rate(records), records.config.beta)
         assert rows["rise for 1/‖b‖²"].to_numpy() == pytest.approx(want)
         # No weights do more for the least, and the mean rise is not raised.
         assert rows["rise for w"].min() >= rows["rise before"].min() - 1e-12

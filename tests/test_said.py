@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpo_helpers.config import configure
-from dpo_helpers.experiments import (
+from experiments import (
     atlas,
     audit_your_data,
     distributional_changes,
@@ -17,12 +17,12 @@ from dpo_helpers.experiments import (
     remedy,
     second_llm,
 )
-from dpo_helpers.runs import Records
+from experiments.store import RunStore
 
 
 @pytest.fixture(scope="module")
-def records() -> Records:
-    return Records(configure({}))
+def records() -> RunStore:
+    return RunStore(configure({}))
 
 
 def test_full_finetuning(records):
@@ -229,7 +229,7 @@ def test_atlas(records):
 
 
 def test_remedy(records):
-    mixtures = remedy.mixtures(records.config)
+    mixtures = remedy.mixture_behaviors(records.config)
     better = 0
     for letter, behaviors in mixtures.items():
         ends = remedy.ends(records, letter)
@@ -307,7 +307,7 @@ def test_audit_of_dialogues(records):
     assert (kinds["speed"] < 2 * kinds["its error"]).sum() == 2
     grown = kinds["grown"] / kinds["± grown"]
     assert grown["chosen is shorter"] > 3 and grown["chosen is longer"] < -3
-    rho = audit_your_data.pairs_table(audit_your_data.foretold(records))["growth of the gap"]
+    rho = audit_your_data.pairs_table(audit_your_data.predicted(records))["growth of the gap"]
     mean, low, _ = ranks(rho["speed"])
     assert 0 < low < mean < 0.4
     assert ranks(rho["tokens, chosen less rejected"])[0] < -0.8

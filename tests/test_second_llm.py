@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpo_helpers import claims, data, models
+from dpo_helpers import data, lm
 from dpo_helpers.config import FIVE, configure
-from dpo_helpers.experiments import full_finetuning as full
-from dpo_helpers.experiments import misalignment, second_llm, shared
-from dpo_helpers.geometry import geometry
-from dpo_helpers.hidden import hidden_states
-from dpo_helpers.runs import Records
+from dpo_helpers.states import geometry, hidden_states
+from experiments import claims, misalignment, second_llm, shared
+from experiments import full_finetuning as full
+from experiments.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BEHAVIOR = "loves-gardening"
-BOOK = Records(configure({}))
+BOOK = RunStore(configure({}))
 ORDER = claims.Claim(
     id="F10",
     where="Figure 10",
@@ -40,14 +39,14 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def records(home):
     """The smoke tier's, with a tiny Llama for the first model."""
-    return Records(configure({"tier": "smoke", "model": "tiny-llama"}), home / "results")
+    return RunStore(configure({"tier": "smoke", "model": "tiny-llama"}), home / "results")
 
 
 @pytest.fixture(scope="module")
 def plain(home):
     """The same under the second model, hidden states and all."""
     config = configure({"tier": "smoke", "model": "tiny-mistral"})
-    return Records(config, home / "plain")
+    return RunStore(config, home / "plain")
 
 
 def test_the_claims_of_the_chapter_are_judged_on_the_second_model():
@@ -81,7 +80,7 @@ def test_an_outline_has_what_the_states_have(records, plain):
 def test_outlines_are_replayed_without_the_states(records, tmp_path, monkeypatch):
     before = second_llm.second(records).states(BEHAVIOR)
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path))
-    again = second_llm.second(Records(records.config, records.root)).states(BEHAVIOR)
+    again = second_llm.second(RunStore(records.config, records.root)).states(BEHAVIOR)
     assert again.sha256 == before.sha256 and again.geometry == before.geometry
     assert not list(tmp_path.iterdir()), "nothing was measured"
 
@@ -114,7 +113,7 @@ def test_which_runs_are_made(monkeypatch, tier, model):
     monkeypatch.setattr(misalignment, "flipped_run", note("flipped"))
     monkeypatch.setattr(second_llm, "survey_run", note("survey"))
     monkeypatch.setattr(full, "factor", lambda _: 10.0)
-    records = Records(configure({"tier": tier}))
+    records = RunStore(configure({"tier": tier}))
     for run in second_llm.RUNS:
         run(records)
     trained = [entry for entry in made if entry[0] != "survey"]
@@ -149,7 +148,7 @@ def test_the_survey_by_hand(records):
     for name in ("tiny-llama", "tiny-mistral"):
         behavior = data.load_behavior(BEHAVIOR)
         rows = data.split(len(behavior.labels))[0][: second_llm.SURVEYED]
-        model = models.load(name, "cpu")
+        model = lm.load(name, "cpu")
         g = hidden_states(model, [behavior.prompts()[row] for row in rows]).astype(float)
         labels = behavior.labels[rows]
         sides = [g[labels == side] for side in (1, -1)]
@@ -160,7 +159,7 @@ def test_the_survey_by_hand(records):
         assert table.loc[BEHAVIOR, ("clean", name)] == pytest.approx(clean, rel=1e-3)
         length = np.linalg.norm(g, axis=1).mean()
         assert table.loc[BEHAVIOR, ("relative", name)] == pytest.approx(apart / length, rel=1e-5)
-    again = second_llm.survey_run(second_llm.second(Records(records.config, records.root)))
+    again = second_llm.survey_run(second_llm.second(RunStore(records.config, records.root)))
     assert again.info == second_llm.survey_run(other).info, "replayed"
 
 
@@ -259,7 +258,7 @@ def test_priorities_of_the_pairs(records):
 
 def test_the_second_models_claims_wait_for_its_runs(tmp_path, monkeypatch):
     """Runs of the first model do not count, those of the second do."""
-    records = Records(BOOK.config, tmp_path)
+    records = RunStore(BOOK.config, tmp_path)
     loss = np.ones((1, 2, 30))
     records.used["full/smollm2-135m/x/beta-0.01-rate-1e-05-seed-0"] = SimpleNamespace(stale="")
     assert claims.judge(ORDER, records).verdict.startswith("not run")

@@ -21,8 +21,8 @@ import yaml
 
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import SWEPT
-from dpo_helpers.runs import ROOT, Records
+from experiments import SWEPT
+from experiments.store import ROOT, RunStore
 from workflow import grid, sweep_page
 
 GRID = {"beta": [0.01, 0.1], "behaviors": [["loves-gardening"], ["prefers-city-life"]]}
@@ -367,7 +367,7 @@ def test_the_page_and_what_it_leads_to(project):
 
     # The numbers are those of the runs, made here once more, by themselves.
     for beta in betas:
-        made = Records(configure(QUICK | {"tier": "smoke", "beta": beta}), project.root / "fresh")
+        made = RunStore(configure(QUICK | {"tier": "smoke", "beta": beta}), project.root / "fresh")
         curves = SWEPT["01_case_study"](made)
         table = pd.read_csv(project.out / f"beta-{beta}.csv", index_col="step")
         assert list(table) == list(curves) and len(table) == QUICK["steps"] + 1

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize
 from scipy.special import expit
 
-from dpo_helpers import last_layer, paper, synthetic, theory
-from dpo_helpers.certificate import certain_until, certificate
+from dpo_helpers import last_layer, theory
 from dpo_helpers.errors import InputError
+from dpo_helpers.theory import certain_until, certificate, printed, synthetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRIALS = settings(max_examples=1000, deadline=None, derandomize=True, database=None)
@@ -60,15 +60,15 @@ def _below(low, high, scale):
 def _assert_bounds(g, labels, boundary, eta, beta, steps):
     a, t = labels[:, None] * g, np.arange(steps + 1)
     s = theory.signal(g, labels)
-    path = theory.descend(a, eta, beta, steps)
+    path = last_layer.gradient_descent(a, eta, beta, steps)
     distance = np.sqrt(2) * np.linalg.norm(path, axis=1)
     margins = 2 * beta * path @ a.T
-    fallen = theory.fall(margins).mean(1)
+    fallen = theory.loss_decrease(margins).mean(1)
     # Where b̂ = 0 what is left is rounding, of 1e-16 of what a step adds up.
     most = max(distance.max(), 1e-5 * steps * eta * beta * s.norms.max())
     gained = max(np.abs(fallen).max(), 1e-5 * beta * s.norms.max() * most)
 
-    low, high = theory.motion(s, eta, beta, t)
+    low, high = theory.distance_bounds(s, eta, beta, t)
     _below(low, distance, most)
     _below(distance, high, most)
     assert abs(distance[1] - high[1]) <= 1e-12 * most, "an equality at t = 1"
@@ -79,13 +79,13 @@ def _assert_bounds(g, labels, boundary, eta, beta, steps):
     _below(increments[1:], increments[:-1], most)
     _below(fallen[:-1], fallen[1:], gained)
 
-    low, high = theory.speed_limit(s, eta, beta, t)
+    low, high = theory.loss_decrease_bounds(s, eta, beta, t)
     _below(low, fallen, gained)
     _below(fallen, high, gained)
-    if s.strength > 1e-9 * np.abs(g).max():
-        moved = theory.loss_to_motion(fallen, s.strength, beta)
+    if s.b_norm > 1e-9 * np.abs(g).max():
+        moved = theory.distance_from_loss(fallen, s.b_norm, beta)
         _below(moved, distance, most)
-        _below(2 * np.sqrt(2) * fallen / (beta * s.strength), moved, most)
+        _below(2 * np.sqrt(2) * fallen / (beta * s.b_norm), moved, most)
 
     after = boundary + 2 * path
     starts = labels * (g @ boundary)
@@ -97,15 +97,15 @@ def _assert_bounds(g, labels, boundary, eta, beta, steps):
     least = theory.alignment(s, boundary, eta, beta, t)
     assert not (least > cosine + CLOSE).any()
 
-    off = theory.tube(theory.spectrum(g), labels, s.norms, eta, beta, steps)
+    off = theory.linearization_error_bound(theory.spectrum(g), labels, s.norms, eta, beta, steps)
     linear = off[0] @ theory.spectrum(g).right
     _below(np.linalg.norm(path - linear, axis=1), off[2], most)
 
     c = certificate(g, labels, boundary, learning_rate=eta, beta=beta, steps=steps)
     _below(c.distance[0], distance, most)
     _below(distance, c.distance[1], most)
-    _below(c.fall[0], fallen, gained)
-    _below(fallen, c.fall[1], gained)
+    _below(c.loss_decrease[0], fallen, gained)
+    _below(fallen, c.loss_decrease[1], gained)
     assert not (c.cosine > cosine + CLOSE).any()
     assert (right > smallest)[c.correct].all()
     assert (c.loss[0] <= c.loss[1] + CLOSE).all()
@@ -132,7 +132,7 @@ def test_bounds_where_the_signal_vanishes():
     g = np.random.default_rng(0).normal(size=(6, 4))
     g, labels = np.concatenate([g, g]), np.repeat([1, -1], 6)
     c = certificate(g, labels, np.ones(4), learning_rate=0.1, beta=1.0, steps=9)
-    assert c.distance.max() < 1e-14 and c.fall.max() < 1e-14
+    assert c.distance.max() < 1e-14 and c.loss_decrease.max() < 1e-14
     zero = theory.signal(np.zeros((2, 3)), np.array([1, -1]))
     t = np.arange(5)
     assert (theory.saturation(zero, 1.0, 1.0, t) < 1e-12).all()
@@ -144,7 +144,7 @@ def test_bounds_where_the_signal_vanishes():
 
 def test_descent_is_last_layer_training():
     g, labels, boundary = _problem(0, 40, 12)
-    path = theory.descend(labels[:, None] * g, 3.0, 0.2, 30)
+    path = last_layer.gradient_descent(labels[:, None] * g, 3.0, 0.2, 30)
     whole = np.ones(40, bool)
     history = last_layer.train(
         [last_layer.Problem(g, labels, whole)],
@@ -157,17 +157,17 @@ def test_descent_is_last_layer_training():
     np.testing.assert_allclose(path[-1], history["delta"][0, :, 0], rtol=1e-12)
     distance = np.sqrt(2) * np.linalg.norm(path, axis=1)
     np.testing.assert_allclose(distance, history["distance"][0, :, 0], rtol=1e-12)
-    fallen = theory.fall(2 * 0.2 * path @ (labels[:, None] * g).T).mean(1)
+    fallen = theory.loss_decrease(2 * 0.2 * path @ (labels[:, None] * g).T).mean(1)
     np.testing.assert_allclose(np.log(2) - fallen, history["loss"][0, 0, 0, :, 0], rtol=1e-12)
 
 
 def test_descent_takes_several_sets_at_once():
     a = np.random.default_rng(0).normal(size=(3, 2, 20, 5))
-    together = theory.descend(a, 1.0, 0.5, 7)
+    together = last_layer.gradient_descent(a, 1.0, 0.5, 7)
     assert together.shape == (8, 3, 2, 5)
     for i in range(3):
         for j in range(2):
-            alone = theory.descend(a[i, j], 1.0, 0.5, 7)
+            alone = last_layer.gradient_descent(a[i, j], 1.0, 0.5, 7)
             np.testing.assert_allclose(together[:, i, j], alone, rtol=1e-12, atol=1e-15)
 
 
@@ -208,9 +208,13 @@ def test_the_identity_by_algebra():
 )
 def test_fall_without_cancellation(margin):
     exact = sympy.log(2) - sympy.log(1 + sympy.exp(-sympy.Float(margin, 400)))
-    assert theory.fall(np.array(margin)) == pytest.approx(float(exact.evalf(50)), rel=1e-14)
+    assert theory.loss_decrease(np.array(margin)) == pytest.approx(
+        float(exact.evalf(50)), rel=1e-14
+    )
     if 0 <= margin <= 0.5:
-        assert theory.margin_of_fall(theory.fall(margin)) == pytest.approx(margin, rel=1e-13)
+        assert theory.margin_of_loss_decrease(theory.loss_decrease(margin)) == pytest.approx(
+            margin, rel=1e-13
+        )
 
 
 def test_theta():
@@ -237,11 +241,11 @@ def test_sgd_moves_no_further_than_its_batches():
     distance = last_layer.train([p], boundary, **settings_)["distance"][0]
     # The first step is (ηβ/4) b̂_0: it gives the strength of the first minibatch.
     first = distance[1] * 4 / (np.sqrt(2) * 0.2 * most)
-    bound = theory.sgd_motion(first[None], most, 0.2)
+    bound = theory.sgd_distance_bound(first[None], most, 0.2)
     np.testing.assert_allclose(bound[1], distance[1], rtol=1e-12)
     weights = np.stack([last_layer.draws(p, 50, 8, "uniform", s) for s in range(4)])
     strengths = np.linalg.norm(2 * weights @ (labels[:, None] * g), axis=-1).T
-    bound = theory.sgd_motion(strengths, most, 0.2)
+    bound = theory.sgd_distance_bound(strengths, most, 0.2)
     assert bound.shape == distance.shape
     assert (distance <= bound * (1 + CLOSE)).all()
     assert (distance[-1] > 0.02 * bound[-1]).all()
@@ -256,23 +260,23 @@ def test_any_minibatches_move_no_further(problem, seed):
     size = rng.integers(1, len(g) + 1)
     batches = [a[rng.choice(len(g), size, replace=False)] for _ in range(min(steps, 12))]
     # λ of a minibatch is at most the mean of its ‖g‖²; the largest decides.
-    lam = max((batch**2).sum(1).mean() for batch in batches)
-    eta = rng.choice([4.0, rng.uniform(0, 4)]) / (beta**2 * lam)
+    lambda_max = max((batch**2).sum(1).mean() for batch in batches)
+    eta = rng.choice([4.0, rng.uniform(0, 4)]) / (beta**2 * lambda_max)
     delta, distance = np.zeros(g.shape[1]), [0.0]
     for batch in batches:
         delta = delta + eta * beta * (expit(-2 * beta * batch @ delta) @ batch) / size
         distance.append(np.sqrt(2) * np.linalg.norm(delta))
     strengths = np.array([np.linalg.norm(2 * batch.mean(0)) for batch in batches])
-    bound = theory.sgd_motion(strengths, eta, beta)
+    bound = theory.sgd_distance_bound(strengths, eta, beta)
     assert bound.shape == (len(batches) + 1,)
-    _below(np.array(distance), bound, max(bound[-1], 1e-5 * eta * beta * np.sqrt(lam)))
+    _below(np.array(distance), bound, max(bound[-1], 1e-5 * eta * beta * np.sqrt(lambda_max)))
 
 
 @pytest.mark.parametrize(("kappa", "low", "high"), [(3.99, 0, 1 + 1e-9), (4.05, 50, np.inf)])
 def test_the_threshold_is_sharp(kappa, low, high):
     g, labels = np.array([[1 + 1e-6], [1.0]]), np.array([1, -1])
     eta = kappa / (g**2).mean()
-    path = theory.descend(labels[:, None] * g, eta, 1.0, 500)
+    path = last_layer.gradient_descent(labels[:, None] * g, eta, 1.0, 500)
     bound = np.sqrt(2) / 4 * eta * np.arange(1, 501) * 1e-6
     assert low < (np.sqrt(2) * np.abs(path[1:, 0]) / bound).max() < high
 
@@ -280,11 +284,11 @@ def test_the_threshold_is_sharp(kappa, low, high):
 def test_saturation_is_the_root():
     g, labels, _ = _problem(0, 50, 10)
     s = theory.signal(g, labels)
-    eta, beta = 1.0 / s.lam, 1.0
-    k, t = beta * s.strength / np.sqrt(2), np.array([1, 10, 1000, 10**6])
+    eta, beta = 1.0 / s.lambda_max, 1.0
+    k, t = beta * s.b_norm / np.sqrt(2), np.array([1, 10, 1000, 10**6])
     for found, steps in zip(theory.saturation(s, eta, beta, t), t, strict=True):
         cost = (1 - s.kappa(eta, beta) / 4) / (eta * steps)
-        gap = lambda w, cost=cost: cost * w**2 - theory.fall(np.array(k * w))  # noqa: E731
+        gap = lambda w, cost=cost: cost * w**2 - theory.loss_decrease(np.array(k * w))  # noqa: E731
         root = optimize.brentq(gap, found / 2, 2 * found, xtol=1e-14)
         assert found == pytest.approx(root, rel=1e-9)
     late = theory.saturation(s, eta, beta, np.array([10.0**8, 4 * 10.0**8]))
@@ -299,10 +303,10 @@ def test_sampled_strength_holds_with_its_probability(alpha):
     b = np.eye(d)[0]
     g, labels = synthetic.clouds(rng, (2000, n), b, alpha=alpha)
     strength = np.linalg.norm(2 / n * np.einsum("n,snd->sd", labels, g), axis=1)
-    bound = theory.sampled_strength(1.0, 2 * d, n, p)
+    bound = theory.sampled_b_norm(1.0, 2 * d, n, p)
     assert (strength > bound).mean() <= p
     if alpha is None:
-        sharper = theory.sampled_strength(1.0, 2 * d, n, p, norm=2.0)
+        sharper = theory.sampled_b_norm(1.0, 2 * d, n, p, norm=2.0)
         assert sharper < bound
         assert (strength > sharper).mean() <= p
 
@@ -330,7 +334,7 @@ def test_linear_regime_is_exact_at_first():
     g, labels, _ = _problem(2, 50, 20)
     s = theory.spectrum(g)
     first = theory.linear_regime(s, labels, 2.0, 0.5, np.array(1)) @ s.right
-    exact = theory.descend(labels[:, None] * g, 2.0, 0.5, 1)[1]
+    exact = last_layer.gradient_descent(labels[:, None] * g, 2.0, 0.5, 1)[1]
     np.testing.assert_allclose(first, exact, rtol=1e-12, atol=1e-15)
 
 
@@ -346,7 +350,7 @@ def test_gradient_flow():
     np.testing.assert_allclose(margin, flow.y[0], rtol=1e-8)
     np.testing.assert_allclose(distance, np.sqrt(2) * margin / (2 * beta * norm), rtol=1e-14)
     small = 1e-4
-    path = theory.descend(np.full((1, 1), norm), small, beta, 10_000)[-1, 0]
+    path = last_layer.gradient_descent(np.full((1, 1), norm), small, beta, 10_000)[-1, 0]
     assert 2 * beta * norm * path == pytest.approx(
         theory.gradient_flow(norm, beta, 1.0)[0], rel=1e-3
     )
@@ -361,8 +365,8 @@ def test_a_certificate_is_exact_at_the_first_step():
     eta = 2 / (0.1**2 * theory.largest_eigenvalue(g))
     c = certificate(g, labels, boundary, learning_rate=eta, beta=0.1, steps=5)
     np.testing.assert_allclose(c.distance[0, 1], c.distance[1, 1], rtol=1e-12)
-    np.testing.assert_allclose(c.fall[0, 1], c.fall[1, 1], rtol=1e-12)
-    path = theory.descend(labels[:, None] * g, eta, 0.1, 1)[1]
+    np.testing.assert_allclose(c.loss_decrease[0, 1], c.loss_decrease[1, 1], rtol=1e-12)
+    path = last_layer.gradient_descent(labels[:, None] * g, eta, 0.1, 1)[1]
     right = labels * (g @ (boundary + 2 * path)) > 0
     assert (c.correct[1] == right).all()
     assert c.correct.shape == (6, 80) and c.cosine.shape == (6,)
@@ -382,8 +386,8 @@ def test_a_certificate_is_what_its_docstring_says(kappa):
     g, labels, boundary = _problem(5, 60, 12, common=1.0)
     n, beta, steps = 60, 0.5, 40
     second, b = g.T @ g / n, 2 * (labels[:, None] * g).mean(0)
-    lam, norms = np.linalg.eigvalsh(second)[-1], np.linalg.norm(g, axis=1)
-    eta, strength = kappa / (beta**2 * lam), np.linalg.norm(b)
+    lambda_max, norms = np.linalg.eigvalsh(second)[-1], np.linalg.norm(g, axis=1)
+    eta, strength = kappa / (beta**2 * lambda_max), np.linalg.norm(b)
     log2 = np.log(2)
 
     def fallen(delta):
@@ -394,12 +398,12 @@ def test_a_certificate_is_what_its_docstring_says(kappa):
         m = np.abs(2 * beta * g @ linear[-1])
         far = m + 2 * beta * norms * off[-1]
         missed = (1 - np.tanh(far / 2) / np.where(far, far / 2, 1)) * m
-        off.append(off[-1] + eta * beta * np.sqrt(lam) / 4 * np.sqrt((missed**2).mean()))
+        off.append(off[-1] + eta * beta * np.sqrt(lambda_max) / 4 * np.sqrt((missed**2).mean()))
         linear.append(linear[-1] - eta * beta**2 / 2 * second @ linear[-1] + eta * beta / 4 * b)
     off[1] = 0  # where the tube has not begun, rounding would decide
     some = np.unique(np.geomspace(1, steps, 200).astype(int))
     c = certificate(g, labels, boundary, learning_rate=eta, beta=beta, steps=steps)
-    least, before = 0.0, c.fall[0]
+    least, before = 0.0, c.loss_decrease[0]
     for t in range(1, steps + 1):
         value, slope = fallen(linear[t]), beta * strength / 2
         reach = max(fallen(linear[k]) - (linear[k] @ linear[k]) / (eta * t) for k in some)
@@ -412,8 +416,8 @@ def test_a_certificate_is_what_its_docstring_says(kappa):
         high = min(ray, saturated, np.sqrt(2) * (moved + off[t]))
         assert c.distance[1, t] == pytest.approx(high, rel=1e-9)
         jensen = log2 - np.log1p(np.exp(-beta * strength * high / np.sqrt(2)))
-        most = min(jensen, value + slope * off[t] + beta**2 * lam / 2 * off[t] ** 2)
-        assert c.fall[1, t] == pytest.approx(most, rel=1e-9)
+        most = min(jensen, value + slope * off[t] + beta**2 * lambda_max / 2 * off[t] ** 2)
+        assert c.loss_decrease[1, t] == pytest.approx(most, rel=1e-9)
         learned = -np.sqrt(2) / (beta * strength) * np.log(np.expm1(log2 - least))
         assert c.distance[0, t] == pytest.approx(
             max(np.sqrt(2) * (moved - off[t]), learned), rel=1e-9
@@ -439,8 +443,8 @@ def test_certain_order():
     for apart in (4.0, 1.0):
         g = noise + apart * labels[:, None] * b / 2
         made.append(certificate(g, labels, b, learning_rate=0.02, beta=1.0, steps=60))
-        path = theory.descend(labels[:, None] * g, 0.02, 1.0, 60)
-        made[-1].__dict__["true"] = theory.fall(2 * path @ (labels[:, None] * g).T).mean(1)
+        path = last_layer.gradient_descent(labels[:, None] * g, 0.02, 1.0, 60)
+        made[-1].__dict__["true"] = theory.loss_decrease(2 * path @ (labels[:, None] * g).T).mean(1)
     fast, slow = made
     until = certain_until(fast, slow)
     assert until > 10
@@ -466,7 +470,7 @@ def test_bad_input_is_one_clear_line():
         (lambda: certificate(g, labels, boundary, **good | {"learning_rate": 99.0}), "κ = "),
         (lambda: certificate(g, labels, boundary, **good | {"learning_rate": -1.0}), "positive"),
         (lambda: certificate(g, labels, boundary, **good | {"beta": np.nan}), "positive"),
-        (lambda: theory.motion(theory.signal(g, labels), 99.0, 1.0, 3), "learning_rate ≤"),
+        (lambda: theory.distance_bounds(theory.signal(g, labels), 99.0, 1.0, 3), "learning_rate ≤"),
         (lambda: synthetic.clouds(np.random.default_rng(0), 1, boundary), "at least 2"),
         (lambda: synthetic.coordinates(np.random.default_rng(0), (2,), 2.5), r"\(0, 2\]"),
         (lambda: synthetic.norm_bound(0.0), r"\(0, 2\]"),
@@ -510,20 +514,20 @@ def test_clouds_have_their_moments():
 
 def test_the_papers_bounds_say_nothing_outside_their_conditions():
     nan = np.isnan
-    assert nan(paper.change_bound(1, 64, 0.6, 0.1, 1.0, 1.0))
-    assert nan(paper.change_bound(1, 64, 0.5, 0.3, 1.0, 1.0))
-    assert paper.change_bound(3, 64, 0.5, 0.25, 1.0, 1.0) == pytest.approx(6 * 3 * 0.25)
-    grid = paper.change_bound(np.arange(3)[:, None], 64, np.array([0.0, 0.7]), 0.1, 1.0, 1.0)
+    assert nan(printed.theorem_4_1(1, 64, 0.6, 0.1, 1.0, 1.0))
+    assert nan(printed.theorem_4_1(1, 64, 0.5, 0.3, 1.0, 1.0))
+    assert printed.theorem_4_1(3, 64, 0.5, 0.25, 1.0, 1.0) == pytest.approx(6 * 3 * 0.25)
+    grid = printed.theorem_4_1(np.arange(3)[:, None], 64, np.array([0.0, 0.7]), 0.1, 1.0, 1.0)
     assert grid.shape == (3, 2) and nan(grid[:, 1]).all() and not nan(grid[:, 0]).any()
-    low, high = paper.v_range(576, 0.07)
+    low, high = printed.v_range(576, 0.07)
     assert low > high, "no v at all"
     d, v = 65536.0, 0.25
-    late = paper.horizon(d, 0.0, v, 1e-3, 1.0, 1.5)
+    late = printed.horizon(d, 0.0, v, 1e-3, 1.0, 1.5)
     cosine = dict(d=d, delta=0.0, v=v, phi=0.0, boundary=1.0, learning_rate=1e-3, beta_prime=1.0)
-    assert paper.cosine_bound(late, c_n_prime=1.5, **cosine) > 0
-    assert nan(paper.cosine_bound(late * 1.01, c_n_prime=1.5, **cosine))
-    assert nan(paper.cosine_bound(1, c_n_prime=1.5, **cosine | {"v": 0.24}))
-    assert nan(paper.margin_bound(d, 0.0, v, 0.3, 1.0, 1.0, 1.5)), "13 d^(−v) ≥ 1 − φ"
-    assert paper.margin_bound(d, 0.0, 0.4, 0.0, 1.0, 1.0, 1.5) > 0
-    assert nan(paper.margin_bound(d, 0.0, 0.4, -0.1, 1.0, 1.0, 1.5))
-    assert paper.norm_failure(10, 16.0, 2, 1.0) == pytest.approx(20 * np.exp(-4))
+    assert printed.theorem_4_2(late, c_n_prime=1.5, **cosine) > 0
+    assert nan(printed.theorem_4_2(late * 1.01, c_n_prime=1.5, **cosine))
+    assert nan(printed.theorem_4_2(1, c_n_prime=1.5, **cosine | {"v": 0.24}))
+    assert nan(printed.theorem_4_3(d, 0.0, v, 0.3, 1.0, 1.0, 1.5)), "13 d^(−v) ≥ 1 − φ"
+    assert printed.theorem_4_3(d, 0.0, 0.4, 0.0, 1.0, 1.0, 1.5) > 0
+    assert nan(printed.theorem_4_3(d, 0.0, 0.4, -0.1, 1.0, 1.0, 1.5))
+    assert printed.norm_failure(10, 16.0, 2, 1.0) == pytest.approx(20 * np.exp(-4))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_helpers.tree import BLOCK, blocks, grow, pack
+from dpo_helpers.states import BLOCK, attention_blocks, build_trie, pack
 
 TRIALS = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 TOKEN = st.integers(0, 2)
@@ -42,7 +42,7 @@ def _large(draw):
 @TRIALS
 @given(SEQUENCES | _large())
 def test_grow(sequences):
-    tree = grow(sequences)
+    tree = build_trie(sequences)
     assert len(tree.ends) == len(sequences)
     for sequence, end in zip(sequences, tree.ends, strict=True):
         assert tree.tokens[_path(tree, end)].tolist() == sequence
@@ -56,7 +56,7 @@ def test_grow(sequences):
 
 
 def test_grow_by_hand():
-    tree = grow([[5, 7], [5, 6, 8], [5, 6], [9], [5, 7]])
+    tree = build_trie([[5, 7], [5, 6, 8], [5, 6], [9], [5, 7]])
     assert tree.tokens.tolist() == [5, 6, 8, 7, 9]
     assert tree.parents.tolist() == [-1, 0, 1, 0, -1]
     assert tree.depths.tolist() == [0, 1, 2, 1, 0]
@@ -92,7 +92,7 @@ def test_pack_within_a_large_budget_is_one_tree():
 
 
 def _assert_sees_ancestors(tree, window):
-    keys, seen = blocks(tree, window)
+    keys, seen = attention_blocks(tree, window)
     total = len(tree.tokens)
     assert keys.shape[0] == -(-total // BLOCK)
     assert seen.shape == (keys.shape[0], BLOCK, keys.shape[1])
@@ -108,13 +108,13 @@ def _assert_sees_ancestors(tree, window):
 @TRIALS
 @given(SEQUENCES, st.none() | st.integers(1, 10))
 def test_blocks_of_small_trees(sequences, window):
-    _assert_sees_ancestors(grow(sequences), window)
+    _assert_sees_ancestors(build_trie(sequences), window)
 
 
 @settings(TRIALS, max_examples=60)
 @given(_large(), st.none() | st.integers(1, 100))
 def test_blocks_of_large_trees(sequences, window):
-    _assert_sees_ancestors(grow(sequences), window)
+    _assert_sees_ancestors(build_trie(sequences), window)
 
 
 @pytest.mark.parametrize("window", [None, 1, 16, 63, 64, 65, 500])
@@ -126,7 +126,7 @@ def test_blocks_of_many(window):
         trunk[: rng.integers(1, 151)] + rng.integers(0, 3, rng.integers(1, 40)).tolist()
         for _ in range(40)
     ]
-    tree = grow([*sequences, [3] * 300])
+    tree = build_trie([*sequences, [3] * 300])
     assert len(tree.tokens) > 10 * BLOCK
     _assert_sees_ancestors(tree, window)
 
@@ -134,7 +134,7 @@ def test_blocks_of_many(window):
 @pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
 def test_blocks_of_a_chain(length):
     """One sequence: plain causal attention."""
-    tree = grow([[7] * length])
+    tree = build_trie([[7] * length])
     assert tree.parents.tolist() == list(range(-1, length - 1))
     _assert_sees_ancestors(tree, None)
     _assert_sees_ancestors(tree, 5)

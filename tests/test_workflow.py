@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_helpers.runs import ROOT
+from experiments.store import ROOT
 
 pytestmark = pytest.mark.slow
 EVERYTHING = {"hidden_states", "runs", "notebook", "book"}
@@ -46,7 +46,7 @@ def test_nothing_to_do_after_a_run(project):
     [
         ("dpo_helpers/tree.py", EVERYTHING),
         ("dpo_helpers/config.py", EVERYTHING | {"model"}),
-        ("dpo_helpers/sample/persona/loves-gardening.jsonl", EVERYTHING),
+        ("dpo_helpers/data/sample/persona/loves-gardening.jsonl", EVERYTHING),
         ("dpo_helpers/last_layer.py", {"runs", "notebook", "book"}),
         ("dpo_helpers/plots.py", {"notebook", "book"}),
         ("notebooks/01_case_study.py", {"notebook", "book"}),

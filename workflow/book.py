@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from dpo_helpers.runs import ROOT
+from experiments.store import ROOT
 
 from . import notebook
 

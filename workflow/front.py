@@ -14,17 +14,17 @@ from matplotlib.figure import Figure
 
 from dpo_helpers import plots
 from dpo_helpers.config import configure
-from dpo_helpers.runs import ROOT, Records
+from experiments.store import ROOT, RunStore
 
 
-def front(records: Records) -> Figure:
+def front(records: RunStore) -> Figure:
     """Loss and distance moved of five behaviors, side by side."""
     f3 = records.recorded("f3").arrays
     panels = {"training loss": f3["loss"][:, 0, 0], "‖W(t) − W(0)‖": f3["distance"]}
     return plots.curves(panels, records.config.behaviors)
 
 
-def card(records: Records) -> Figure:
+def card(records: RunStore) -> Figure:
     """1200 × 630 pixels: the title, five curves, and how many claims reproduce."""
     verdicts = json.loads((ROOT / "book" / "verdicts.json").read_text("utf-8"))
     count = Counter(verdicts.values())
@@ -40,7 +40,7 @@ def card(records: Records) -> Figure:
     axis = figure.add_axes((0.62, 0.16, 0.34, 0.7))
     losses = np.median(records.recorded("f3").arrays["loss"][:, 0, 0], -1)
     for behavior, loss in zip(records.config.behaviors, losses, strict=True):
-        axis.plot(loss, color=plots.colour(behavior), linewidth=4)
+        axis.plot(loss, color=plots.color(behavior), linewidth=4)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xticks([]), axis.set_yticks([])
     axis.set_xlabel("step", fontsize=17)
@@ -49,7 +49,7 @@ def card(records: Records) -> Figure:
 
 
 if __name__ == "__main__":
-    records = Records(configure({"tier": "book"}))
+    records = RunStore(configure({"tier": "book"}))
     for draw in (front, card):
         path = ROOT / "book" / "_static" / f"{draw.__name__}.png"
         draw(records).savefig(path, metadata={"Software": None})

@@ -14,7 +14,7 @@ import yaml
 from dpo_helpers import data
 from dpo_helpers.config import Config, configure
 from dpo_helpers.errors import InputError, first_line, unknown
-from dpo_helpers.runs import ROOT
+from experiments.store import ROOT
 
 from . import notebook
 

@@ -8,9 +8,10 @@ import json
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig
 
-from dpo_helpers import memory
-from dpo_helpers.responses import Pairs
-from dpo_helpers.runs import ROOT, replace
+from dpo_helpers.files import atomic_write
+from dpo_helpers.finetune import memory
+from dpo_helpers.lm import Pairs
+from experiments.store import ROOT
 
 _SEVEN = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000)
 ARCHITECTURES = {
@@ -65,7 +66,7 @@ def gigabytes(config: PreTrainedConfig, pairs: Pairs, gpus: int, checkpointing: 
 
     ``pairs`` is what one GPU has in one tree.
     """
-    need = memory.need(config, pairs, "bfloat16", checkpointing)
+    need = memory.estimate(config, pairs, "bfloat16", checkpointing)
     layer, root = parameters(config)
     gathered = need.copies if gpus == 1 else 2 * (root + 2 * layer)
     shards = (need.weights + need.gradients + need.optimizer) / gpus
@@ -99,7 +100,7 @@ def page() -> str:
         config = AutoConfig.for_model(**fields)
         layer, root = parameters(config)
         inner = layer * config.num_hidden_layers
-        flops = 6 * inner * len(batch.tree().tokens)
+        flops = 6 * inner * len(batch.trie().tokens)
         for gpus in GPUS:
             share = statements(32 // gpus)
             cells = [
@@ -119,7 +120,7 @@ def page() -> str:
     text = TEXT.format(
         shared=SHARED,
         own=OWN,
-        tokens=len(batch.tree().tokens),
+        tokens=len(batch.trie().tokens),
         dialogue=DIALOGUE,
         response=RESPONSE,
         needs=_table(head, rows),
@@ -192,4 +193,4 @@ its bf16 matrix rate of {rate_gflops} GFLOP/s, and {ours_gb} GB ({note}).
 
 
 if __name__ == "__main__":
-    replace(ROOT / "book" / "hardware.md", page().encode())
+    atomic_write(ROOT / "book" / "hardware.md", page().encode())

@@ -17,7 +17,8 @@ import yaml
 from bs4 import BeautifulSoup, Tag
 
 from dpo_helpers.errors import InputError
-from dpo_helpers.runs import ROOT, replace
+from dpo_helpers.files import atomic_write
+from experiments.store import ROOT
 
 from .browser import CHROMIUM, DRIVER, SETTLE, chromium, served
 
@@ -180,7 +181,7 @@ if __name__ == "__main__":
     tier = ROOT / "build" / sys.argv[1]
     try:
         with opened(tier / "html") as browser:
-            replace(tier / "book.pdf", printed(browser))
+            atomic_write(tier / "book.pdf", printed(browser))
     except InputError as problem:
         sys.exit(f"error: {problem}")
     print(f"{(tier / 'book.pdf').relative_to(ROOT)}")

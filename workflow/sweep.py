@@ -15,8 +15,9 @@ from filelock import FileLock
 
 from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from dpo_helpers.experiments import SWEPT
-from dpo_helpers.runs import ROOT, Records, replace
+from dpo_helpers.files import atomic_write
+from experiments import SWEPT
+from experiments.store import ROOT, RunStore
 
 from . import grid, notebook, sweep_page
 
@@ -32,7 +33,7 @@ def declare(sweep: grid.Sweep) -> None:
         if not file.exists() or file.read_bytes() != content:
             for kind in (*sweep_page.MADE, ".failed"):
                 file.with_suffix(kind).unlink(missing_ok=True)
-            replace(file, content)
+            atomic_write(file, content)
 
 
 def execute(file: Path) -> None:
@@ -48,11 +49,11 @@ def execute(file: Path) -> None:
         failed.unlink(missing_ok=True)
         try:
             notebook.main(chapter, tier, str(executed), parameters)
-            replace(file.with_suffix(".html"), sweep_page.notebook_page(executed).encode())
-            records = Records(configure({"tier": tier, **parameters}))
+            atomic_write(file.with_suffix(".html"), sweep_page.notebook_page(executed).encode())
+            records = RunStore(configure({"tier": tier, **parameters}))
             curves = SWEPT[chapter](records) if chapter in SWEPT else {}
             table = pd.DataFrame({name: pd.Series(values) for name, values in curves.items()})
-            replace(file.with_suffix(".csv"), table.rename_axis("step").to_csv().encode())
+            atomic_write(file.with_suffix(".csv"), table.rename_axis("step").to_csv().encode())
         except (SystemExit, InputError, OSError) as error:
             line = str(error).removeprefix("error: ")
             failed.write_text(line, "utf-8")

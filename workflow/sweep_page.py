@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
 from dpo_helpers import plots
-from dpo_helpers.runs import replace
+from dpo_helpers.files import atomic_write
 
 from .grid import Sweep, text
 
@@ -66,7 +66,7 @@ def render(sweep: Sweep) -> Path:
         or "<p>No cell that is done has a curve.</p>",
     )
     index = sweep.folder / "index.html"
-    replace(index, page.encode())
+    atomic_write(index, page.encode())
     return index
 
 
@@ -120,7 +120,7 @@ def _figure(sweep: Sweep, tables: Mapping[str, pd.DataFrame], name: str) -> str:
     Of a single parameter, a line a value.
     """
     panels: dict[str, dict] = {}
-    hues, last = {}, {}
+    colors, last = {}, {}
     for cell, row in sweep.cells.items():
         if cell in tables and name in tables[cell]:
             first, *rest = _labels(row)
@@ -130,9 +130,11 @@ def _figure(sweep: Sweep, tables: Mapping[str, pd.DataFrame], name: str) -> str:
             panels.setdefault(label, {})[line] = (curve.index, curve)
             last[", ".join((first, *rest))] = curve.iloc[-1]
             if len(row.get("behaviors") or []) == 1:
-                hues[line] = plots.colour(row["behaviors"][0])
-    several = len(set(hues.values())) == len({line for lines in panels.values() for line in lines})
-    figure = plots.lines(panels, "step", hues=hues if several else None, across=2)
+                colors[line] = plots.color(row["behaviors"][0])
+    several = len(set(colors.values())) == len(
+        {line for lines in panels.values() for line in lines}
+    )
+    figure = plots.lines(panels, "step", colors=colors if several else None, ncols=2)
     low, high = zip(*(ax.get_ylim() for ax in figure.axes if ax.get_visible()), strict=True)
     for ax in figure.axes:
         ax.set_ylim(min(low), max(high))

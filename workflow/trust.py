@@ -7,7 +7,8 @@ import json
 from collections import Counter
 
 from benchmarks import mutations, reliability
-from dpo_helpers.runs import ROOT, replace
+from dpo_helpers.files import atomic_write
+from experiments.store import ROOT
 
 _PAGE = """# How far to trust the tests
 
@@ -86,4 +87,4 @@ def _killed(kills: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    replace(ROOT / "book" / "trust.md", page().encode())
+    atomic_write(ROOT / "book" / "trust.md", page().encode())

@@ -1,0 +1,95 @@
+"""How far apart, how wide, how long: statistics of hidden states (§4.1), in float64."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Statistics of n hidden states g (n, d) with labels ±1.
+
+    n, d                  number of statements, dimension
+    distinguishability    ‖μ̂₊ − μ̂₋‖
+    delta                 Δ with d^Δ = ‖μ̂₊ − μ̂₋‖
+    mean_norm             max ‖μ̂±‖
+    cov_norm              max ‖Σ̂±‖, operator norm
+    cov_trace             max Tr Σ̂±
+    c_v, c_n              the least constants of Theorem 4.1's conditions:
+                          ‖Σ̂±‖ ≤ c_v √d,  ‖μ̂±‖ + Tr(Σ̂±)^½ ≤ c_n √d
+    lam                   λ, largest eigenvalue of (1/n) Σ g gᵀ
+    """
+
+    n: int
+    d: int
+    distinguishability: float
+    delta: float
+    mean_norm: float
+    cov_norm: float
+    cov_trace: float
+    c_v: float
+    c_n: float
+    lambda_max: float
+
+    def kappa(self, learning_rate: float, beta: float) -> float:
+        """κ = ηβ²λ: gradient descent contracts whatever the data iff κ ≤ 4."""
+        return learning_rate * beta**2 * self.lambda_max
+
+
+def geometry(g: np.ndarray, labels: np.ndarray) -> Geometry:
+    """The statistics of hidden states ``g`` (n, d) with ``labels`` (n,) of ±1."""
+    g = np.asarray(g, np.float64)
+    n, d = g.shape
+    means, norms, traces = {}, {}, {}
+    for side in (1, -1):
+        rows = g[labels == side]
+        means[side] = rows.mean(0)
+        centred = rows - means[side]
+        norms[side] = np.linalg.norm(centred, 2) ** 2 / len(rows)
+        traces[side] = (centred**2).sum() / len(rows)
+    apart = float(np.linalg.norm(means[1] - means[-1]))
+    spread = max(np.linalg.norm(means[s]) + np.sqrt(traces[s]) for s in (1, -1))
+    return Geometry(
+        n=n,
+        d=d,
+        distinguishability=apart,
+        delta=float(np.log(apart) / np.log(d)),
+        mean_norm=float(max(np.linalg.norm(m) for m in means.values())),
+        cov_norm=float(max(norms.values())),
+        cov_trace=float(max(traces.values())),
+        c_v=float(max(norms.values()) / np.sqrt(d)),
+        c_n=float(spread / np.sqrt(d)),
+        lambda_max=float(np.linalg.norm(g, 2) ** 2 / n),
+    )
+
+
+def umap_2d(g: np.ndarray, seed: int = 0) -> np.ndarray:
+    """UMAP coordinates (n, 2) of hidden states, with UMAP's defaults and a seed.
+
+    The picture differs by operating system in spite of the seed: look at it,
+    measure in the original space.
+    """
+    import umap
+
+    return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(g).astype(np.float32)
+
+
+def probe_accuracy(g: np.ndarray, labels: np.ndarray, train: np.ndarray) -> float:
+    """Accuracy, on the statements that ``train`` (n,) bool leaves out, of a linear classifier.
+
+    Logistic regression on standardised states, with scikit-learn's default penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return float(line.fit(g[train], labels[train]).score(g[~train], labels[~train]))
+
+
+def knn_label_agreement(g: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
+    """Share of each statement's nearest neighbours in the original space with its own label."""
+    from sklearn.neighbors import NearestNeighbors
+
+    near = NearestNeighbors(n_neighbors=neighbours).fit(g).kneighbors(return_distance=False)
+    return float((labels[near] == labels[:, None]).mean())

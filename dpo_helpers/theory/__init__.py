@@ -1,0 +1,55 @@
+"""What is true of last-layer DPO: bounds, closed forms, certificates, and the paper's theorems."""
+
+from .bounds import (
+    Signal,
+    alignment,
+    check_states,
+    distance_bounds,
+    distance_from_loss,
+    energy_envelope,
+    largest_eigenvalue,
+    loss_decrease,
+    loss_decrease_bounds,
+    margin_of_loss_decrease,
+    proven_correct,
+    sampled_b_norm,
+    saturation,
+    sgd_distance_bound,
+    signal,
+    theta,
+)
+from .certificates import Certificate, certain_until, certificate
+from .linearization import (
+    Spectrum,
+    gradient_flow,
+    linear_regime,
+    linearization_error_bound,
+    spectrum,
+)
+
+__all__ = [
+    "Certificate",
+    "Signal",
+    "Spectrum",
+    "alignment",
+    "certain_until",
+    "certificate",
+    "check_states",
+    "distance_bounds",
+    "distance_from_loss",
+    "energy_envelope",
+    "gradient_flow",
+    "largest_eigenvalue",
+    "linear_regime",
+    "linearization_error_bound",
+    "loss_decrease",
+    "loss_decrease_bounds",
+    "margin_of_loss_decrease",
+    "proven_correct",
+    "sampled_b_norm",
+    "saturation",
+    "sgd_distance_bound",
+    "signal",
+    "spectrum",
+    "theta",
+]

@@ -1,0 +1,87 @@
+"""Outlines of hidden states: what is kept of those of many behaviors, or of another model."""
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from dpo_helpers import data, lm, mixtures
+from dpo_helpers.states import Geometry
+
+from . import distributional_changes
+from .store import RunStore, States
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is kept of the hidden states of one behavior, in place of ``runs.States``.
+
+    geometry   statistics of all statements
+    b          (d,) μ̂₊ − μ̂₋ of the training statements
+    along      (2,) how well all are told apart along μ̂₊ − μ̂₋: ``distributional_changes.along``
+    whole      gives the states themselves: from the cache, else measured
+    """
+
+    behavior: str
+    labels: np.ndarray
+    train: np.ndarray
+    rows: np.ndarray
+    sha256: str
+    geometry: Geometry
+    b: np.ndarray
+    along: np.ndarray
+    whole: Callable[[], States]
+
+    boundary = States.boundary
+
+    @property
+    def g(self) -> np.ndarray:
+        """(n, d). Raises InputError where they are not in the cache, nor model and data at hand."""
+        return self.whole().g
+
+
+class Outlined(RunStore):
+    """Records that keep an outline of a behavior's hidden states; whole ones are in the cache.
+
+    In the store of ``records``, configured as these but for ``changes``.
+    """
+
+    def __init__(self, records: RunStore, **changes: object) -> None:
+        super().__init__(replace(records.config, **changes))
+        self.root, self.roots, self.used = records.root, records.roots, records.used
+
+    def states(self, behavior: str) -> Outline:
+        """The outline of a behavior's hidden states.
+
+        Raises InputError as ``data.load_behavior`` and ``models.load`` do.
+        """
+        whole = partial(RunStore(self.config, lm.cache_dir() / "runs").states, behavior)
+
+        def measure(_: data.Behavior) -> dict[str, np.ndarray]:
+            s = whole()
+            g, labels = s.g[s.train], s.labels[s.train]
+            (b,) = mixtures.mean_differences(g, labels, np.zeros(len(g), int))
+            return {
+                "labels": s.labels,
+                "rows": s.rows.astype(np.float32),
+                "geometry": np.array(astuple(s.geometry)),
+                "b": b.astype(np.float32),
+                "along": np.array(distributional_changes.along(s.g, s.labels)),
+            }
+
+        run = self.of_behavior("outline", behavior, measure)
+        n, d, *rest = run.arrays["geometry"].tolist()
+        train = np.zeros(int(n), bool)
+        train[data.split(int(n))[0]] = True
+        return Outline(
+            behavior=behavior,
+            labels=run.arrays["labels"],
+            train=train,
+            rows=run.arrays["rows"].astype(np.float64),
+            sha256=run.sha256,
+            geometry=Geometry(int(n), int(d), *rest),
+            b=run.arrays["b"].astype(np.float64),
+            along=run.arrays["along"],
+            whole=whole,
+        )
