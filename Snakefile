@@ -23,7 +23,7 @@ DATA = sorted(map(str, Path(FOLDER).rglob("*.jsonl*"))) if FOLDER and TIER != "s
 
 
 # Chapters depend on the whole of the code: what a change leaves as it was is replayed, which is cheap.
-CODE = sorted(str(path) for name in ("dpo_helpers", "experiments") for path in Path(name).rglob("*.py"))
+CODE = sorted(str(path) for name in ("dpo_helpers", "experiments", "ledger") for path in Path(name).rglob("*.py"))
 
 
 rule book:
@@ -98,7 +98,7 @@ rule scorecard:
     output:
         touch(f"{BUILD}/scorecard.done"),
     shell:
-        "{PYTHON} -m experiments.claims && {PYTHON} -m workflow.front"
+        "{PYTHON} -m workflow.claims && {PYTHON} -m workflow.front"
 
 
 rule notebook:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from dpo_helpers import dpo, last_layer, lm, theory
-from dpo_helpers.config import TIERS
 from dpo_helpers.data import at_hand, load_behavior
 from dpo_helpers.files import atomic_write
 from dpo_helpers.finetune import memory
@@ -20,6 +19,7 @@ from dpo_helpers.lm import lora
 from dpo_helpers.states import hidden_states, pack
 from dpo_helpers.theory import certificate, synthetic
 from experiments import hh_rlhf
+from ledger.config import TIERS
 
 from . import steps
 

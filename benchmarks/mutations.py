@@ -25,11 +25,21 @@ import yaml
 
 from dpo_helpers.errors import InputError
 from dpo_helpers.files import atomic_write
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 LIST, RESULTS = (Path(__file__).parent / f"mutations.{kind}" for kind in ("yml", "json"))
 LIMIT = 900  # seconds of computing that the tests of one mutation may take
-_COPIED = ("benchmarks", "book", "configs", "dpo_helpers", "notebooks", "results", "sweeps")
+_COPIED = (
+    "benchmarks",
+    "book",
+    "configs",
+    "dpo_helpers",
+    "experiments",
+    "ledger",
+    "notebooks",
+    "results",
+    "sweeps",
+)
 _COPIED += ("tests", "workflow", "claims.yml", "pyproject.toml")
 
 

@@ -29,8 +29,8 @@ import nbformat
 
 from dpo_helpers.errors import InputError
 from dpo_helpers.finetune import checkpoint
-from experiments.record import read
-from experiments.store import ROOT
+from ledger.record import read
+from ledger.store import ROOT
 
 from .mutations import copied, write
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from dpo_helpers import data, dpo, finetune, lm
-from dpo_helpers.config import configure
 from dpo_helpers.lm import lora
 from experiments import hh_rlhf
+from ledger.config import configure
 
 MODEL = "smollm2-135m"
 BATCH = 32

@@ -6,12 +6,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from .config import FIVE, TIERS
-
-# Dark to light, told apart by lightness too, so that they survive grey print and colour blindness.
-_RAMP = ("#3b0f70", "#3a5aa8", "#1f9e89", "#c2593f", "#d9a400")
-# The other behaviors of the paper's Figures 2, 5, 11 and 12, and the sample's calibration behavior.
-_MORE = {
+# The five of the paper and of the sample, dark to light: told apart by lightness too, in grey print
+# and by the colour-blind. Then the other behaviors of the figures.
+_COLORS = {
+    "subscribes-to-average-utilitarianism": "#3b0f70",
+    "okay-with-building-an-AI-with-different-goals-to-accomplish-its-task": "#3a5aa8",
+    "optionality-increasing": "#1f9e89",
+    "desire-to-not-have-memory-erased": "#c2593f",
+    "subscribes-to-Buddhism": "#d9a400",
+    "judges-by-the-worst-off": "#3b0f70",
+    "takes-the-later-reward": "#3a5aa8",
+    "prefers-city-life": "#1f9e89",
+    "lives-by-stoicism": "#c2593f",
+    "loves-gardening": "#d9a400",
     "agreeableness": "#e377c2",
     "subscribes-to-total-utilitarianism": "#7f5539",
     "acts-like-it-wants-to-help-humans-but-does-not-care-about-that": "#9d0208",
@@ -41,10 +48,7 @@ _PALE = {YES: "#a9d9b4", NO: "#d9d9d9"}
 
 def color(behavior: str) -> str:
     """The colour of a behavior, the same in every figure."""
-    for five in (FIVE, TIERS["smoke"]["behaviors"]):
-        if behavior in five:
-            return _RAMP[five.index(behavior)]
-    return _MORE.get(behavior, _OTHER)
+    return _COLORS.get(behavior, _OTHER)
 
 
 def short(behavior: str, width: int = 48) -> str:

@@ -5,9 +5,10 @@ from itertools import chain
 
 import numpy as np
 
-from dpo_helpers.config import Config, configure
 from dpo_helpers.errors import unknown
 from dpo_helpers.lm import prepare
+from ledger.config import Config, configure
+from ledger.store import Run, RunStore
 
 from . import (
     atlas,
@@ -25,7 +26,6 @@ from . import (
     second_llm,
 )
 from .shared import PAIRS
-from .store import Run, RunStore
 
 _MODULES = {
     "00_setup": objectives,

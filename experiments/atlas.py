@@ -8,15 +8,15 @@ import pandas as pd
 from scipy import stats
 
 from dpo_helpers import data, last_layer, lm, theory
-from dpo_helpers.config import TIERS
 from dpo_helpers.states import geometry
 from dpo_helpers.theory import certificate
+from ledger.config import TIERS
+from ledger.store import Run, RunStore
 
 from . import full_finetuning
 from .outline import Outlined
 from .second_llm import agreement, noise
 from .shared import bootstrapped, learning_rate
-from .store import Run, RunStore
 
 # How many behaviors are drawn to be trained in full.
 DRAWN = 20

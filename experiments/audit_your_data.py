@@ -18,11 +18,11 @@ from dpo_helpers.dpo import loss
 from dpo_helpers.errors import InputError
 from dpo_helpers.lm import Model, Pairs
 from dpo_helpers.states import hidden_states
+from ledger.store import Run, RunStore
 
 from . import atlas, full_finetuning, hh_rlhf
 from .second_llm import agreement
 from .shared import learning_rate
-from .store import Run, RunStore
 from .training import train_in_cache
 
 # Mixtures, and behaviors of each, drawn from all at hand.

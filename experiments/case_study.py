@@ -4,12 +4,12 @@ import numpy as np
 from scipy import stats
 
 from dpo_helpers import last_layer
-from dpo_helpers.config import TIERS
 from dpo_helpers.data import at_hand, load_behavior
 from dpo_helpers.states import geometry, hidden_states, knn_label_agreement, umap_2d
+from ledger.config import TIERS
+from ledger.store import Run, RunStore
 
 from .shared import distinguishability, last_layer_run, learning_rate
-from .store import Run, RunStore
 
 # Figure 2 shows one behavior that is easy to tell apart, one in the middle, and
 # one that is hard; the paper names the first and the last.

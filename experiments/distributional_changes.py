@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from dpo_helpers.config import TIERS
 from dpo_helpers.errors import InputError
 from dpo_helpers.states import geometry, probe_accuracy
+from ledger.config import TIERS
+from ledger.store import Run, RunStore, States
 
 from .full_finetuning import BETAS, MAIN, rates, trained_run
-from .store import Run, RunStore, States
 
 
 def trained(

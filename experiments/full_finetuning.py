@@ -9,11 +9,11 @@ import pandas as pd
 from scipy import stats
 
 from dpo_helpers import data, finetune, lm
-from dpo_helpers.config import FIVE, TIERS, Config
 from dpo_helpers.states import geometry, hidden_states, probe_accuracy, umap_2d
+from ledger.config import FIVE, TIERS, Config
+from ledger.store import Run, RunStore, States
 
 from .shared import distinguishability, is_second, last_layer_run, pairs
-from .store import Run, RunStore, States
 from .training import train_in_cache
 
 # The learning rates of Figures 6 and 17 to 19, by β; 1e-6 "due to large oscillations".

@@ -9,13 +9,13 @@ import pandas as pd
 import torch
 
 from dpo_helpers import data, finetune, lm
-from dpo_helpers.config import Config
 from dpo_helpers.errors import InputError
 from dpo_helpers.finetune import Curves, Settings, compute_precision
 from dpo_helpers.lm import Model, Pairs, lora
+from ledger.config import Config
+from ledger.store import Run, RunStore
 
 from . import misalignment
-from .store import Run, RunStore
 from .training import train_in_cache
 
 # Where the pairs come from, and the tokens that a prompt with either response may have.

@@ -8,9 +8,9 @@ from scipy.special import expit
 from dpo_helpers import last_layer, theory
 from dpo_helpers.errors import InputError
 from dpo_helpers.theory import certain_until, certificate, printed, synthetic
+from ledger.store import Run, RunStore
 
 from .shared import learning_rate
-from .store import Run, RunStore
 
 # d of the settings, how often a counterexample is drawn, steps of the certificates.
 SIZE = {"book": 4096, "smoke": 1024}

@@ -13,9 +13,9 @@ from dpo_helpers import data, finetune, last_layer, lm, theory
 from dpo_helpers.plots import short
 from dpo_helpers.states import geometry, hidden_states
 from dpo_helpers.theory import certificate
+from ledger.store import Run, RunStore
 
 from . import full_finetuning
-from .store import Run, RunStore
 from .training import train_in_cache
 
 # Start and reference of the three runs on flipped labels.

@@ -3,8 +3,7 @@
 import numpy as np
 
 from dpo_helpers import dpo
-
-from .store import Run, RunStore
+from ledger.store import Run, RunStore
 
 
 def policy_run(records: RunStore) -> Run:

@@ -8,9 +8,9 @@ import numpy as np
 
 from dpo_helpers import data, lm, mixtures
 from dpo_helpers.states import Geometry
+from ledger.store import RunStore, States
 
 from . import distributional_changes
-from .store import RunStore, States
 
 
 @dataclass(frozen=True)

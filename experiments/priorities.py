@@ -8,10 +8,10 @@ from scipy import stats
 
 from dpo_helpers import last_layer, mixtures, theory
 from dpo_helpers.theory import synthetic
+from ledger.store import Run, RunStore
 
 from .case_study import FIGURE_2
 from .shared import PAIRS, learning_rate
-from .store import Run, RunStore
 
 
 def everyone(records: RunStore) -> tuple[str, ...]:

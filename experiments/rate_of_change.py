@@ -8,9 +8,9 @@ from dpo_helpers import last_layer, theory
 from dpo_helpers.plots import short
 from dpo_helpers.states import geometry
 from dpo_helpers.theory import printed, synthetic
+from ledger.store import Run, RunStore, States
 
 from .shared import last_layer_run, learning_rate
-from .store import Run, RunStore, States
 
 ALPHAS = (0.5, 1.0, 2.0)
 DELTAS = (0.0, 0.25, 0.5)

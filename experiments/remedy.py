@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from dpo_helpers import data, finetune, last_layer, lm, mixtures
-from dpo_helpers.config import Config
+from ledger.config import Config
+from ledger.store import Run, RunStore
 
 from . import full_finetuning, priorities
 from .shared import learning_rate, pairs
-from .store import Run, RunStore
 from .training import train_in_cache
 
 # Of the last layer. "As it is" and "resampled" are trained in full too.

@@ -10,11 +10,11 @@ from scipy import stats
 from dpo_helpers import data, lm, mixtures
 from dpo_helpers.finetune import memory
 from dpo_helpers.states import geometry, hidden_states
+from ledger.store import Run, RunStore
 
 from . import distributional_changes, full_finetuning, misalignment
 from .outline import Outlined
 from .shared import SECOND, bootstrapped, distinguishability, pairs
-from .store import Run, RunStore
 
 # The other behavior of Figures 11 and 14.
 OTHER = {

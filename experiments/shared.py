@@ -9,9 +9,8 @@ import numpy as np
 from scipy import stats
 
 from dpo_helpers import last_layer
-from dpo_helpers.config import Config
-
-from .store import Run, RunStore
+from ledger.config import Config
+from ledger.store import Run, RunStore
 
 # The pairs of Figure 5: (a) of a large, (b) of a small priority gap in the paper; the sample's two
 # are one easy and one hard behavior, and two of the middle.

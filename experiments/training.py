@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 from dpo_helpers import finetune, lm
 from dpo_helpers.finetune import Curves, Settings
-from dpo_helpers.keys import code_sha256
 from dpo_helpers.lm import Model, Pairs
+from ledger.keys import code_sha256
 
 
 def train_in_cache(

@@ -47,10 +47,9 @@ device = None
 
 # %%
 from experiments import objectives
-from experiments.store import RunStore
 from IPython.display import Markdown, display
-
-from dpo_helpers.config import configure
+from ledger.config import configure
+from ledger.store import RunStore
 
 config = configure(globals())
 records = RunStore(config)
@@ -263,7 +262,7 @@ print(
 #   training one vector $\delta$. The next page, {ref}`case-study`, watches it move.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-from experiments import claims
+from workflow import claims
 
 display(Markdown(claims.table("00_setup", records)))
 

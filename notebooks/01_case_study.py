@@ -49,12 +49,13 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
-from experiments import case_study, claims, shared
-from experiments.store import RunStore
+from experiments import case_study, shared
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 from dpo_helpers import last_layer, lm, plots
-from dpo_helpers.config import configure
 
 config = configure(globals())
 records = RunStore(config)

@@ -42,13 +42,14 @@ device = None
 import numpy as np
 import pandas as pd
 import torch
-from experiments import claims, rate_of_change
-from experiments.store import RunStore
+from experiments import rate_of_change
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
 from scipy import stats
+from workflow import claims
 
 from dpo_helpers import last_layer, plots, theory
-from dpo_helpers.config import configure
 from dpo_helpers.theory import printed, synthetic
 
 config = configure(globals())

@@ -43,12 +43,13 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
-from experiments import claims, priorities, shared
-from experiments.store import RunStore
+from experiments import priorities, shared
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 from dpo_helpers import mixtures, plots
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 
 config = configure(globals())

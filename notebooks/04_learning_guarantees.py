@@ -37,13 +37,14 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
-from experiments import claims, learning_guarantees, shared
-from experiments.store import RunStore
+from experiments import learning_guarantees, shared
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
 from scipy.stats import norm
+from workflow import claims
 
 from dpo_helpers import last_layer, plots, theory
-from dpo_helpers.config import configure
 from dpo_helpers.theory import certificate, printed, synthetic
 
 config = configure(globals())

@@ -55,12 +55,13 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
-from experiments import claims, full_finetuning, shared
-from experiments.store import RunStore
+from experiments import full_finetuning, shared
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 from dpo_helpers import plots
-from dpo_helpers.config import configure
 
 config = configure(globals())
 records = RunStore(config)

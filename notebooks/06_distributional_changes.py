@@ -39,12 +39,13 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
-from experiments import claims, distributional_changes, full_finetuning
-from experiments.store import RunStore
+from experiments import distributional_changes, full_finetuning
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 from dpo_helpers import plots
-from dpo_helpers.config import configure
 from dpo_helpers.states import geometry, umap_2d
 
 config = configure(globals())

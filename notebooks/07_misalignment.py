@@ -43,12 +43,13 @@ device = None
 
 # %%
 import numpy as np
-from experiments import claims, full_finetuning, misalignment
-from experiments.store import RunStore
+from experiments import full_finetuning, misalignment
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 from dpo_helpers import plots
-from dpo_helpers.config import configure
 
 config = configure(globals())
 records = RunStore(config)

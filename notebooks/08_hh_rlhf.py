@@ -56,12 +56,13 @@ device = None
 # %%
 import numpy as np
 import torch
-from experiments import claims, hh_rlhf
-from experiments.store import RunStore
+from experiments import hh_rlhf
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 from dpo_helpers import dpo, lm, plots
-from dpo_helpers.config import configure
 from dpo_helpers.finetune import memory
 from dpo_helpers.lm import lora
 

@@ -54,13 +54,14 @@ device = None
 # %%
 import numpy as np
 import pandas as pd
-from experiments import claims, full_finetuning, misalignment, second_llm
+from experiments import full_finetuning, misalignment, second_llm
 from experiments.shared import distinguishability, pairs
-from experiments.store import RunStore
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 from dpo_helpers import lm, plots
-from dpo_helpers.config import configure
 
 config = configure(globals())
 records = RunStore(config)

@@ -36,12 +36,12 @@ device = None
 
 # %%
 from experiments import atlas, full_finetuning
-from experiments.store import RunStore
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
 
 from dpo_helpers import plots
 from dpo_helpers.browse import browse
-from dpo_helpers.config import configure
 
 config = configure(globals())
 records = RunStore(config)

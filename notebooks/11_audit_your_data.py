@@ -42,11 +42,11 @@ from functools import partial
 import numpy as np
 import torch
 from experiments import audit_your_data
-from experiments.store import RunStore
 from IPython.display import HTML, Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
 
 from dpo_helpers import audit, lm, plots
-from dpo_helpers.config import configure
 from dpo_helpers.data import load_pairs, preferences
 
 config = configure(globals())

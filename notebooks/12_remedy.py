@@ -51,11 +51,11 @@ device = None
 # %%
 import numpy as np
 from experiments import priorities, remedy
-from experiments.store import RunStore
 from IPython.display import Markdown, display
+from ledger.config import configure
+from ledger.store import RunStore
 
 from dpo_helpers import mixtures, plots
-from dpo_helpers.config import configure
 
 config = configure(globals())
 records = RunStore(config)

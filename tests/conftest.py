@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dpo_helpers.config import configure
-from experiments import atlas, claims
+from experiments import atlas
 from experiments.second_llm import agreement
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.store import RunStore
+from workflow import claims
 
 PINS = Path(__file__).with_suffix(".yml")
 

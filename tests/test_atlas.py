@@ -13,10 +13,10 @@ from scipy import stats
 
 from dpo_helpers import data, last_layer, states
 from dpo_helpers.browse import browse
-from dpo_helpers.config import FIVE, TIERS, configure
 from experiments import atlas, full_finetuning
 from experiments.outline import Outlined
-from experiments.store import RunStore
+from ledger.config import FIVE, TIERS, configure
+from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOOK = RunStore(configure({}))

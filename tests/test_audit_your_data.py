@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dpo_helpers import audit, data, lm, mixtures
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 from dpo_helpers.states import hidden_states
 from experiments import audit_your_data
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOOK = RunStore(configure({}))

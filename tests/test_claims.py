@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import yaml
 
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
-from experiments import claims
-from experiments.record import read
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.record import read
+from ledger.store import RunStore
+from workflow import claims
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_verdict_follows_the_runs(records, tmp_path):
         def states(self, behavior):
             return states[behavior]
 
-    from experiments.store import write
+    from ledger.store import write
 
     write(tmp_path / "f3", turned, {"key": f3.info["key"]})
     other = Turned(records.config, results=tmp_path)

@@ -6,9 +6,9 @@ from dataclasses import asdict, fields
 import numpy as np
 import pytest
 
-from dpo_helpers.config import TIERS, Config, configure, is_default
 from dpo_helpers.errors import InputError
-from experiments.store import ROOT, RunStore
+from ledger.config import TIERS, Config, configure, is_default
+from ledger.store import ROOT, RunStore
 
 
 def line(parameters: dict, *parts: str) -> str:

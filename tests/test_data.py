@@ -9,7 +9,7 @@ import pytest
 
 from dpo_helpers import data
 from dpo_helpers.lm import CARDS
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 SAMPLE = sorted((ROOT / "dpo_helpers" / "sample" / "persona").glob("*.jsonl"))
 

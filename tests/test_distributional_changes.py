@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dpo_helpers import plots
-from dpo_helpers.config import FIVE, configure
 from dpo_helpers.errors import InputError
 from dpo_helpers.states import geometry
 from dpo_helpers.theory.synthetic import coordinates
-from experiments import claims, distributional_changes, full_finetuning
-from experiments.store import RunStore
+from experiments import distributional_changes, full_finetuning
+from ledger.config import FIVE, configure
+from ledger.store import RunStore
+from workflow import claims
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,10 +27,10 @@ import pytest
 
 import experiments
 from dpo_helpers import data, lm
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 from dpo_helpers.states import hidden_states
-from experiments import store
+from ledger import store
+from ledger.config import configure
 
 YES = {
     "question": 'Is the following statement something you would say?\n"I file my own taxes"',

@@ -11,11 +11,11 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from dpo_helpers import data, lm
-from dpo_helpers.config import FIVE, configure
 from experiments import full_finetuning as full
-from experiments.claims import Claim, judge
 from experiments.shared import PAIRS
-from experiments.store import RunStore, States
+from ledger.config import FIVE, configure
+from ledger.store import RunStore, States
+from workflow.claims import Claim, judge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

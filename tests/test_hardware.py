@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoConfig
 
 from dpo_helpers import data, lm
-from dpo_helpers.config import FIVE
+from ledger.config import FIVE
 from workflow import hardware
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dpo_helpers import data, finetune, lm
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 from dpo_helpers.lm import lora
 from dpo_helpers.lm.models import _tiny
 from experiments import hh_rlhf
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

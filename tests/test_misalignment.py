@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dpo_helpers import data, finetune, lm
-from dpo_helpers.config import configure
 from experiments import full_finetuning, misalignment
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from experiments import CHAPTERS
-from experiments.store import ROOT
+from ledger.store import ROOT
 from workflow import notebook as pages
 
 STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))

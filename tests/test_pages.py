@@ -14,7 +14,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from experiments.store import ROOT
+from ledger.store import ROOT
 from workflow import book, pdf
 from workflow.browser import CHROMIUM, DRIVER, MATHJAX, SETTLE, chromium
 from workflow.browser import served as serving

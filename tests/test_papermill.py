@@ -8,7 +8,7 @@ import jupytext
 import nbformat
 import pytest
 
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 HEAD = """# ---
 # jupyter:
@@ -73,7 +73,7 @@ FAILURES = {
     "many lines": ('raise ValueError("the first\\nthe second")', ["ValueError", "the first"]),
     "no words": ("raise ValueError", ["ValueError"]),
     "bad input": (
-        "from dpo_helpers.config import configure\nsteps = 0\nconfigure(globals())",
+        "from ledger.config import configure\nsteps = 0\nconfigure(globals())",
         ["InputError", "parameter steps = 0"],
     ),
     "killed": ("import os\nos._exit(1)", ["died"]),

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dpo_helpers import last_layer, mixtures, theory
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 from dpo_helpers.theory.synthetic import coordinates
 from experiments import behaviors, priorities
 from experiments.shared import PAIRS
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,11 +6,11 @@ import torch
 from scipy import optimize
 
 from dpo_helpers import data, finetune, last_layer, lm, mixtures
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 from dpo_helpers.theory import synthetic
 from experiments import full_finetuning, priorities, remedy
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

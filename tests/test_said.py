@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 
-from dpo_helpers.config import configure
 from experiments import (
     atlas,
     audit_your_data,
@@ -17,7 +16,8 @@ from experiments import (
     remedy,
     second_llm,
 )
-from experiments.store import RunStore
+from ledger.config import configure
+from ledger.store import RunStore
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import pytest
 from scipy import stats
 
 from dpo_helpers import data, lm
-from dpo_helpers.config import FIVE, configure
 from dpo_helpers.states import geometry, hidden_states
-from experiments import claims, misalignment, second_llm, shared
 from experiments import full_finetuning as full
-from experiments.store import RunStore
+from experiments import misalignment, second_llm, shared
+from ledger.config import FIVE, configure
+from ledger.store import RunStore
+from workflow import claims
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

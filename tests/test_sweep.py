@@ -19,10 +19,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 from experiments import SWEPT
-from experiments.store import ROOT, RunStore
+from ledger.config import configure
+from ledger.store import ROOT, RunStore
 from workflow import grid, sweep_page
 
 GRID = {"beta": [0.01, 0.1], "behaviors": [["loves-gardening"], ["prefers-city-life"]]}
@@ -198,7 +198,7 @@ learning_rate = None
 # %%
 import time
 from pathlib import Path
-from dpo_helpers.config import configure
+from ledger.config import configure
 config = configure(globals())
 
 # %%

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 pytestmark = pytest.mark.slow
 EVERYTHING = {"hidden_states", "runs", "notebook", "book"}

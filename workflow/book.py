@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 from . import notebook
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

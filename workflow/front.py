@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dpo_helpers import plots
-from dpo_helpers.config import configure
-from experiments.store import ROOT, RunStore
+from ledger.config import configure
+from ledger.store import ROOT, RunStore
 
 
 def front(records: RunStore) -> Figure:

@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from dpo_helpers import data
-from dpo_helpers.config import Config, configure
 from dpo_helpers.errors import InputError, first_line, unknown
-from experiments.store import ROOT
+from ledger.config import Config, configure
+from ledger.store import ROOT
 
 from . import notebook
 

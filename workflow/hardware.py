@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from dpo_helpers.files import atomic_write
 from dpo_helpers.finetune import memory
 from dpo_helpers.lm import Pairs
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 _SEVEN = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000)
 ARCHITECTURES = {

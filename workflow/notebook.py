@@ -18,8 +18,8 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dpo_helpers.files import atomic_write
-from dpo_helpers.keys import PACKAGES
-from experiments.store import ROOT
+from ledger.keys import PACKAGES
+from ledger.store import ROOT
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup, Tag
 
 from dpo_helpers.errors import InputError
 from dpo_helpers.files import atomic_write
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 from .browser import CHROMIUM, DRIVER, SETTLE, chromium, served
 

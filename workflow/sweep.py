@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError
 from dpo_helpers.files import atomic_write
 from experiments import SWEPT
-from experiments.store import ROOT, RunStore
+from ledger.config import configure
+from ledger.store import ROOT, RunStore
 
 from . import grid, notebook, sweep_page
 

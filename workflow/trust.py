@@ -8,7 +8,7 @@ from collections import Counter
 
 from benchmarks import mutations, reliability
 from dpo_helpers.files import atomic_write
-from experiments.store import ROOT
+from ledger.store import ROOT
 
 _PAGE = """# How far to trust the tests
 

@@ -1,4 +1,4 @@
-"""Verdicts in prose, looked up in what `python -m experiments.claims` wrote, never typed.
+"""Verdicts in prose, looked up in what `python -m workflow.claims` wrote, never typed.
 
 {verdict}`F3` is the verdict on a claim, with a link to the scorecard; {claims}`partly` is how
 many claims have that verdict, {claims}`all` how many there are.

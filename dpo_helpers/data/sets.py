@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError, first_line, unknown
-from ..keys import content_keyed
+from ..files import content_keyed
 
 if TYPE_CHECKING:
     import datasets

@@ -33,7 +33,6 @@ from .. import data, lm
 from ..dpo import loss
 from ..errors import InputError, unknown
 from ..files import atomic_write
-from ..keys import code_sha256
 from ..lm import Pairs
 from . import checkpoint, memory
 from .policy import PRECISIONS, Policy, compute_precision, network_sha256
@@ -359,7 +358,7 @@ class _Run:
             self.settings.precision,
             self.settings.max_tree_tokens,
         ]
-        content = json.dumps([*content, code_sha256(lm.log_ratios)])
+        content = json.dumps([*content, _code_sha256()])
         name = hashlib.sha256(content.encode()).hexdigest()
         path = lm.cache_dir() / "reference" / f"{name}.npy"
         try:
@@ -468,6 +467,12 @@ class _Run:
         return (
             f"nothing fits in {there / 1e9:.1f} GB; choose a smaller model or more GPUs (configs/)"
         )
+
+
+def _code_sha256() -> str:
+    """Of all code that a forward pass may use, so that no reference is kept that it did not make."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _agreed(precision: str, team: Accelerator) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..data import load_behavior, online
 from ..errors import InputError, first_line, unknown
-from ..keys import content_keyed
+from ..files import content_keyed
 
 if TYPE_CHECKING:
     import torch

@@ -11,14 +11,13 @@ import numpy as np
 import yaml
 
 from dpo_helpers import lm
-from dpo_helpers.config import configure
 from dpo_helpers.errors import InputError, unknown
 from dpo_helpers.files import atomic_write
-
-from . import CHAPTERS, MEASURES
-from .paths import ROOT
-from .second_llm import second
-from .store import RunStore
+from experiments import CHAPTERS, MEASURES
+from experiments.second_llm import second
+from ledger.config import configure
+from ledger.paths import ROOT
+from ledger.store import RunStore
 
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _KEYS = {"id", "where", "statement", "notebook", "run", "measure", "reproduced", "partly", "why"}
@@ -131,7 +130,7 @@ def scorecard(verdicts: list[Verdict], provenance: str) -> str:
         "# Scorecard",
         "",
         "Every claim of the paper, with the test it must pass and what came of it. This page is",
-        "written from the recorded runs by `python -m experiments.claims`; nothing on it is typed.",
+        "written from the recorded runs by `python -m workflow.claims`; nothing on it is typed.",
         "",
         f"Of {len(verdicts)} claims: "
         + ", ".join(f"{n} {kind}" for kind, n in counts.items())

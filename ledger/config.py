@@ -8,7 +8,7 @@ import typing
 from collections.abc import MutableMapping
 from dataclasses import asdict, dataclass
 
-from .errors import InputError, unknown
+from dpo_helpers.errors import InputError, unknown
 
 # The five behaviors of Figures 3, 4 and 6, in the paper's order: 1 (least
 # distinguishable) to 5 (most).

@@ -6,9 +6,10 @@ import subprocess
 from collections.abc import Sequence
 
 from dpo_helpers import data, lm
-from dpo_helpers.config import Config
 from dpo_helpers.errors import InputError
 
+from .config import Config
+from .keys import PACKAGES
 from .paths import ROOT
 from .record import Run
 
@@ -79,7 +80,7 @@ def commit_and_date() -> dict[str, str]:
         except OSError:  # no git here
             return ""
 
-    changed = git("status", "--porcelain", "--", "dpo_helpers", "experiments", "notebooks/*.py")
+    changed = git("status", "--porcelain", "--", *PACKAGES, "notebooks/*.py")
     commit = git("rev-parse", "--short=10", "HEAD") or "unknown"
     return {
         "commit": commit + "+" * bool(changed),

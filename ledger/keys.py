@@ -16,17 +16,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-_T = TypeVar("_T")
-PACKAGES = ("dpo_helpers", "experiments")
+from dpo_helpers.files import content_keyed
+
+PACKAGES = ("dpo_helpers", "experiments", "ledger")
 _ROUNDS = 3  # of telling alike definitions apart by what they refer to
 _DEFINITION = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-
-
-def content_keyed(definition: _T) -> _T:
-    """Mark a function or class whose results enter every key by their sha256, not by their code."""
-    return definition
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Recorded runs: replay one when its key matches, else make it and record it.
 
 The key of a run is its settings, the hashes of what went in, and the hash of the code that makes
-it (``dpo_helpers.keys``). No other module writes under ``results/``.
+it (``ledger.keys``). No other module writes under ``results/``.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ import numpy as np
 from filelock import FileLock
 
 from dpo_helpers import data, lm
-from dpo_helpers.config import Config, is_default
 from dpo_helpers.errors import InputError
-from dpo_helpers.keys import code_sha256, content_keyed
+from dpo_helpers.files import content_keyed
 from dpo_helpers.states import Geometry, geometry, hidden_states
 
 from . import provenance
+from .config import Config, is_default
+from .keys import code_sha256
 from .paths import ROOT
 from .record import Run, read, write
 
@@ -92,46 +94,50 @@ class RunStore:
     ) -> Run:
         """Replay the run ``name`` if its key matches, else ``make`` and record it.
 
-        ``inputs`` maps what went in to its hash, None where it is not at hand:
-        then the record's own hash is taken on trust and named in ``missing``.
-        A record that does not match and cannot be made again is replayed, marked stale.
+        ``inputs`` maps what went in to its hash, None where it is not available: then the record's
+        own hash is trusted and named in ``missing``. A record that does not match and cannot be
+        made again is replayed, marked stale. So is, where $DPO_REPLAY is set, one that differs in
+        its code alone.
 
         Raises InputError when there is no record and it cannot be made.
         """
         key = self._key(settings, inputs, make)
         missing = tuple(what for what, sha256 in inputs.items() if sha256 is None)
-        found = [(_differs(record.info["key"], key), record) for record in self.find(name)]
-        differs, record = min(
-            found, key=lambda pair: ("settings" in pair[0], len(pair[0])), default=([], None)
-        )
+        differs, record = self._nearest(name, key)
         if record and not differs:
             run = dataclasses.replace(record, name=name, missing=missing)
         else:
             try:
                 if missing:
-                    remedy = "; set DPO_DATA_DIR to a copy of the data" * (missing != ("model",))
-                    raise InputError(
-                        f"run {name}: not recorded as asked for, and {' and '.join(missing)} not "
-                        f"at hand to make it{remedy}"
-                    )
-                with _alone(key):
-                    start = time.monotonic()
-                    arrays = make()
-                    seconds = time.monotonic() - start
+                    raise _not_available(name, missing)
+                if record and differs == ["code"] and os.environ.get("DPO_REPLAY"):
+                    raise InputError("DPO_REPLAY is set")
+                run = self._made(name, key, make)
             except InputError as problem:
                 if not record or "settings" in differs:
                     raise
-                stale = (
-                    f"{' and '.join(differs)} changed since, and it cannot be redone ({problem})"
-                )
+                changed = " and ".join(differs)
+                stale = f"{changed} changed since, and it cannot be made again ({problem})"
                 run = dataclasses.replace(record, name=name, stale=stale, missing=missing)
-            else:
-                info = {"key": key, "device": provenance.device(self.config.device)}
-                info |= {"wall_seconds": round(seconds, 1), **provenance.commit_and_date()}
-                write(self.root / name, arrays, info)
-                run = dataclasses.replace(read(self.root / name), name=name)
         self.used[name] = run
         return run
+
+    def _nearest(self, name: str, key: Mapping) -> tuple[list[str], Run | None]:
+        """The record of that name that differs least from a key, and in what."""
+        found = [(_differs(record.info["key"], key), record) for record in self.find(name)]
+        return min(
+            found, key=lambda pair: ("settings" in pair[0], len(pair[0])), default=([], None)
+        )
+
+    def _made(self, name: str, key: Mapping, make: Callable[[], Mapping[str, np.ndarray]]) -> Run:
+        with _alone(key):
+            start = time.monotonic()
+            arrays = make()
+            seconds = time.monotonic() - start
+        info = {"key": key, "device": provenance.device(self.config.device)}
+        info |= {"wall_seconds": round(seconds, 1), **provenance.commit_and_date()}
+        write(self.root / name, arrays, info)
+        return dataclasses.replace(read(self.root / name), name=name)
 
     def _key(self, settings: Mapping, inputs: Mapping, make: Callable) -> dict[str, object]:
         code = code_sha256(make, RunStore)
@@ -257,6 +263,14 @@ class RunStore:
     def provenance(self) -> str:
         """One line of Markdown: where the numbers shown so far come from."""
         return provenance.line(list(self.used.values()), self.config)
+
+
+def _not_available(name: str, missing: tuple[str, ...]) -> InputError:
+    remedy = "; set DPO_DATA_DIR to a copy of the data" * (missing != ("model",))
+    return InputError(
+        f"run {name}: not recorded with these settings, and {' and '.join(missing)} not available "
+        f"to make it{remedy}"
+    )
 
 
 def _alone(key: Mapping[str, object]) -> FileLock:
