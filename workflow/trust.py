@@ -12,29 +12,32 @@ from ledger.store import ROOT
 
 _PAGE = """# How far to trust the tests
 
-A test that cannot fail is worth nothing. So formulas of `dpo_helpers` were changed on purpose, one
-at a time: a sign, a factor, a bound, an index. Each time the tests of that module were run, and one
-of them should fail. `benchmarks/mutations.yml` lists the changes; they were written by hand, before
-it was known what the tests make of them. `python -m benchmarks.mutations` tries them.
+A test that cannot fail is worth nothing. We therefore changed formulas of `dpo_helpers` on purpose,
+one at a time: a sign, a factor, a bound, or an index. After each change we ran the tests of that
+module. If at least one of them fails, the change is caught. `benchmarks/mutations.yml` lists the
+changes. They were written by hand, before it was known which of them the tests catch.
+`python -m benchmarks.mutations` makes the changes and runs the tests.
 
-Of {listed} changes listed, {tried} were tried so far: **{killed} were caught**, {survived} not.
-When it was first tried, {first} more had survived; tests were added that catch them.
+So far we have tried {tried} of {listed} listed changes. The tests **caught {killed}** of them and
+missed {survived}. At first they had missed {first} more, and tests that catch those were added.
 
 {table}
 {survivors}
-*Not caught* is no proof of an error, nor *caught* of its absence: it says whether a change of that
-line would go unnoticed.
+A missed change does not prove that there is an error. A caught change does not prove that there is
+none. The result says only whether a change of that line would go unnoticed.
 
 ## Killed at a random moment
 
-A run may be stopped at any time: a laptop is closed, a queue's time is up. So work was begun and
-killed, with all processes it had started, at a moment drawn uniformly from the time that it takes.
-Every file under its final name had to be as before, or as an undisturbed run leaves it; what grows,
-to be readable. Then the same command was given again. It had to end, and to leave the same numbers,
-bit by bit, as the undisturbed run. `python -m benchmarks.reliability` does that.
+A run can be stopped at any time: a laptop is closed, or a job reaches the time limit of its queue.
+We therefore started work and killed it, with all processes that it had started. The moment of the
+kill was drawn uniformly from the time that the work takes. After the kill, every file under its
+final name had to be as it was before, or as an undisturbed run leaves it. Files that grow had to be
+readable. Then we gave the same command again. It had to finish, and to leave the same numbers as
+the undisturbed run, bit by bit. `python -m benchmarks.reliability` makes these kills.
 
 {reliability}
-*Unfinished*: kills that left something still being written, under a name that says so. Of {kills}
+*At* is the moment of the kill, as a share of the duration of the undisturbed work. *Unfinished*
+counts the kills that left an unfinished file, under a name that says so. Of {kills}
 kills, {bad} left a damaged file, stopped the next run, or changed a number.
 """
 
@@ -64,13 +67,13 @@ def page() -> str:
         kills=len(kills),
         bad=sum(bool(kill["corrupt"] or kill["problem"] or kill["differs"]) for kill in kills),
         reliability=_killed(kills),
-        survivors="\nNot caught:\n\n" + "\n".join(survivors) + "\n" if survivors else "",
+        survivors="\nMissed:\n\n" + "\n".join(survivors) + "\n" if survivors else "",
     )
 
 
 def _killed(kills: list[dict]) -> str:
     """The table of kills, a row a kind of work."""
-    table = ["| killed | kills | at | unfinished | damaged | next run failed | other numbers |"]
+    table = ["| work | kills | at | unfinished | damaged | next run failed | other numbers |"]
     table += ["|---|---:|---|---:|---:|---:|---:|"]
     for kind in dict.fromkeys(kill["kind"] for kill in kills):
         rows = [kill for kill in kills if kill["kind"] == kind]
