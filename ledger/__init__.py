@@ -1,1 +1,1 @@
-"""What the book records: configurations, the keys of runs, the runs themselves, where they come from."""
+"""What the book records: configurations, the keys of runs, and the runs themselves."""
