@@ -1,6 +1,7 @@
 """Files that are whole or not there, and results that are known by their content."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -23,6 +24,12 @@ def atomic_write(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_keyed(definition: _T) -> _T:

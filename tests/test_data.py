@@ -11,7 +11,7 @@ from dpo_helpers import data
 from dpo_helpers.lm import CARDS
 from ledger.store import ROOT
 
-SAMPLE = sorted((ROOT / "dpo_helpers" / "sample" / "persona").glob("*.jsonl"))
+SAMPLE = sorted((ROOT / "dpo_helpers" / "data" / "sample" / "persona").glob("*.jsonl"))
 
 
 def test_the_sample_has_six_behaviors():

@@ -36,7 +36,7 @@ def test_against_oracles(n, d):
         "mean_norm": max(lengths),
         "cov_norm": max(np.linalg.eigvalsh(c)[-1] for c in covariances),
         "cov_trace": max(np.trace(c) for c in covariances),
-        "lam": np.linalg.eigvalsh(g.T @ g / n)[-1],
+        "lambda_max": np.linalg.eigvalsh(g.T @ g / n)[-1],
     }
     want["c_v"] = want["cov_norm"] / np.sqrt(d)
     want["c_n"] = max(
@@ -68,7 +68,7 @@ def test_scale(factor):
     g, labels = _cloud()
     one, other = asdict(geometry(g, labels)), asdict(geometry(factor * g, labels))
     power = {"distinguishability": 1, "mean_norm": 1, "c_n": 1}
-    power |= {"cov_norm": 2, "cov_trace": 2, "c_v": 2, "lam": 2}
+    power |= {"cov_norm": 2, "cov_trace": 2, "c_v": 2, "lambda_max": 2}
     for name, exponent in power.items():
         assert other[name] == pytest.approx(one[name] * factor**exponent, rel=1e-12), name
     # d^Δ scales: so Δ moves by log_d of the factor, and ηβ²λ stays if η shrinks.

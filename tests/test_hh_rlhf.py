@@ -8,8 +8,7 @@ import torch
 
 from dpo_helpers import data, finetune, lm
 from dpo_helpers.errors import InputError
-from dpo_helpers.lm import lora
-from dpo_helpers.lm.models import _tiny
+from dpo_helpers.lm import lora, tiny
 from experiments import hh_rlhf
 from ledger.config import configure
 from ledger.store import RunStore
@@ -57,7 +56,7 @@ def test_log_probabilities(name):
         ):
             for value, response in zip(row, both, strict=True):
                 ids = torch.tensor([prompt + response])
-                logits = _tiny(name.removeprefix("tiny-"))[0].eval()(ids).logits[0, :-1]
+                logits = tiny(name.removeprefix("tiny-"))[0].eval()(ids).logits[0, :-1]
                 each = logits.log_softmax(-1).gather(1, ids[0, 1:, None])
                 assert value.item() == pytest.approx(each[-len(response) :].sum().item(), rel=1e-4)
         gaps = lm.log_ratios(model.network, pairs)

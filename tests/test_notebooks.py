@@ -134,7 +134,7 @@ def test_no_sample_statement_is_from_the_data_sets():
         return " ".join(re.findall(r"[a-z']+", text.lower()))
 
     theirs = {words(json.loads(x)["statement"]) for f in files for x in f.read_text().splitlines()}
-    for file in sorted((ROOT / "dpo_helpers" / "sample" / "persona").glob("*.jsonl")):
+    for file in sorted((ROOT / "dpo_helpers" / "data" / "sample" / "persona").glob("*.jsonl")):
         for line in file.read_text().splitlines():
             assert words(json.loads(line)["statement"]) not in theirs
 

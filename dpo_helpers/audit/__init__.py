@@ -2,15 +2,3 @@
 
 from .audit import MIN_STRATUM, TERMS, Audit, audit, cosines, main, report, table
 from .pairs import tokenize
-
-__all__ = [
-    "MIN_STRATUM",
-    "TERMS",
-    "Audit",
-    "audit",
-    "cosines",
-    "main",
-    "report",
-    "table",
-    "tokenize",
-]

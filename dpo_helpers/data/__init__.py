@@ -15,19 +15,3 @@ from .sets import (
     source,
     split,
 )
-
-__all__ = [
-    "HUB",
-    "PERSONA_KEYS",
-    "Behavior",
-    "at_hand",
-    "behaviors",
-    "checked",
-    "load_behavior",
-    "load_pairs",
-    "online",
-    "pair",
-    "read_jsonl",
-    "source",
-    "split",
-]

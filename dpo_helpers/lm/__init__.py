@@ -1,20 +1,9 @@
 """Language models: loading them, their adapters, and the log-ratios of their responses."""
 
-from .models import (
-    CARDS,
-    Card,
-    Model,
-    cache_dir,
-    converted,
-    describe,
-    file_sha256,
-    load,
-    prepare,
-    resolve_device,
-    response_token,
-    weights_sha256,
-    whereabouts,
-)
+from ..files import file_sha256
+from .cards import CARDS, Card
+from .convert import cache_dir, converted
+from .models import Model, load, resolve_device, response_token
 from .responses import (
     CHUNK,
     Pairs,
@@ -24,26 +13,5 @@ from .responses import (
     pairs_from_behaviors,
     pairs_from_text,
 )
-
-__all__ = [
-    "CARDS",
-    "CHUNK",
-    "Card",
-    "Model",
-    "Pairs",
-    "cache_dir",
-    "converted",
-    "describe",
-    "file_sha256",
-    "load",
-    "log_probabilities",
-    "log_ratio_terms",
-    "log_ratios",
-    "pairs_from_behaviors",
-    "pairs_from_text",
-    "prepare",
-    "resolve_device",
-    "response_token",
-    "weights_sha256",
-    "whereabouts",
-]
+from .tiny import tiny
+from .weights import describe, prepare, weights_sha256, whereabouts

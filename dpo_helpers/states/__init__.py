@@ -4,19 +4,3 @@ from .attention import forward, tree_attention
 from .extract import hidden_states
 from .statistics import Geometry, geometry, knn_label_agreement, probe_accuracy, umap_2d
 from .token_trie import BLOCK, TokenTrie, attention_blocks, build_trie, pack
-
-__all__ = [
-    "BLOCK",
-    "Geometry",
-    "TokenTrie",
-    "attention_blocks",
-    "build_trie",
-    "forward",
-    "geometry",
-    "hidden_states",
-    "knn_label_agreement",
-    "pack",
-    "probe_accuracy",
-    "tree_attention",
-    "umap_2d",
-]

@@ -29,7 +29,7 @@ import experiments
 from dpo_helpers import data, lm
 from dpo_helpers.errors import InputError
 from dpo_helpers.states import hidden_states
-from ledger import store
+from ledger import record, store
 from ledger.config import configure
 
 YES = {
@@ -631,10 +631,28 @@ def store_at(folder: Path, **parameters: object) -> store.RunStore:
     return store.RunStore(configure(small | parameters), folder)
 
 
-def ask(records: store.RunStore, make, **changes: object) -> store.Run:
+def making(what: list):
+    """A run of which the tests decide what it does; its code stays the same."""
+
+    def make():
+        return what[0]()
+
+    return make
+
+
+def making_otherwise(what: list):
+    """The same, with other code."""
+
+    def make():
+        return dict(what[0]())
+
+    return make
+
+
+def ask(records: store.RunStore, make, code=making, **changes: object) -> store.Run:
     """Ask for one and the same run, apart from ``changes``."""
-    what = {"settings": {"n": 3}, "inputs": {"data": "a" * 64}, "code": ("tree",)}
-    return records.replay_or_run("chapter/run", make=make, **(what | changes))
+    what = {"settings": {"n": 3}, "inputs": {"data": "a" * 64}}
+    return records.replay_or_run("chapter/run", make=code([make]), **(what | changes))
 
 
 def ones() -> dict[str, np.ndarray]:
@@ -657,7 +675,7 @@ CHANGED = {
     "settings": {"settings": {"n": 4}},
     "data": {"inputs": {"data": "b" * 64}},
     "inputs": {"inputs": {"data": "a" * 64, "model": "c" * 64}},
-    "code": {"code": ("dpo",)},
+    "code": {"code": making_otherwise},
 }
 
 
@@ -728,7 +746,7 @@ def test_what_is_not_at_hand_is_taken_on_trust(tmp_path):
     ask(store_at(tmp_path), ones)
     run = ask(store_at(tmp_path), never, inputs={"data": None})
     assert run.missing == ("data",) and run.stale == "" and run.arrays["x"].tolist() == [1, 1, 1]
-    run = ask(store_at(tmp_path), never, inputs={"data": None}, code=("dpo",))
+    run = ask(store_at(tmp_path), never, inputs={"data": None}, code=making_otherwise)
     assert run.missing == ("data",) and "code" in run.stale
 
 
@@ -846,7 +864,7 @@ def test_states_of_names_that_lead_elsewhere(tmp_path, monkeypatch, name, source
     (records.root / "hidden" / "tiny-llama").mkdir(parents=True)
     key = {"settings": {}, "inputs": {}, "code": ""}
     for elsewhere in ("secret", "../secret", ".."):
-        store.write(records.root / "hidden" / "tiny-llama" / elsewhere, ones(), {"key": key})
+        record.write(records.root / "hidden" / "tiny-llama" / elsewhere, ones(), {"key": key})
     line(lambda: records.states(name), f"behavior {name!r}", "allowed")
 
 
@@ -859,13 +877,13 @@ def test_an_unknown_chapter_of_the_workflow():
 def recorded(tmp_path) -> Path:
     """The folder of a record: some hundred kB of arrays, and ``run.json``."""
     old = {"x": np.random.default_rng(0).normal(size=20_000), "n": np.array([1])}
-    store.write(tmp_path / "run", old, {"key": {}, "made": "first"})
+    record.write(tmp_path / "run", old, {"key": {}, "made": "first"})
     return tmp_path / "run"
 
 
 def assert_whole(folder: Path) -> None:
     """The record is the first one, and nothing else is in its folder."""
-    run = store.read(folder)
+    run = record.read(folder)
     assert run.info["made"] == "first" and run.arrays["n"].tolist() == [1]
     assert run.arrays["x"].tolist() == np.random.default_rng(0).normal(size=20_000).tolist()
     assert sorted(contents(folder)) == sorted(["run.json", run.info["arrays"]])
@@ -888,16 +906,16 @@ def test_a_full_disk(recorded, monkeypatch, call, after):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        text = line(lambda: store.write(recorded, NEW, {"key": {}, "made": "second"}))
+        text = line(lambda: record.write(recorded, NEW, {"key": {}, "made": "second"}))
     assert calls and str(recorded) in text and "No space left" in text and "free" in text
     assert_whole(recorded)
-    store.write(recorded, NEW, {"key": {}, "made": "second"})
-    assert store.read(recorded).info["made"] == "second" and len(contents(recorded)) == 2
+    record.write(recorded, NEW, {"key": {}, "made": "second"})
+    assert record.read(recorded).info["made"] == "second" and len(contents(recorded)) == 2
 
 
 def test_a_disk_that_fills_while_a_record_is_written(recorded):
     with files_up_to(50_000):
-        line(lambda: store.write(recorded, NEW, {"key": {}, "made": "second"}), str(recorded))
+        line(lambda: record.write(recorded, NEW, {"key": {}, "made": "second"}), str(recorded))
     assert_whole(recorded)
 
 
@@ -913,7 +931,7 @@ def test_a_full_disk_at_the_first_record(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "run").write_text("mine")
-    line(lambda: store.write(tmp_path / "run", NEW, {}), str(tmp_path / "run"), "not recorded")
+    line(lambda: record.write(tmp_path / "run", NEW, {}), str(tmp_path / "run"), "not recorded")
     assert contents(tmp_path) == {"run": b"mine"}
 
 
@@ -922,7 +940,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
-from dpo_helpers import runs
+from ledger import record as runs
 
 start = int(sys.argv[2])
 for i in range(start, start + 100_000):
@@ -943,7 +961,7 @@ def test_a_killed_run_leaves_a_whole_record(tmp_path):
             time.sleep(moments.uniform(0, 0.06))
             writer.kill()
         assert writer.returncode == -signal.SIGKILL
-        run = store.read(folder)
+        run = record.read(folder)
         i = run.info["i"]
         assert i > last
         assert (run.arrays["n"] == i).all() and run.arrays["n"].shape == (1000,)
@@ -956,7 +974,7 @@ import os, signal, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
-from dpo_helpers import runs
+from ledger import record as runs
 
 folder, call, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 real = getattr(os, call)
@@ -987,11 +1005,11 @@ def test_killed_at_each_step_of_writing(recorded, call, after, made):
     """The old record stands until ``run.json`` is moved into its place, then the new one does."""
     command = [sys.executable, "-c", KILLED, str(recorded), call, str(after)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    run = store.read(recorded)
+    run = record.read(recorded)
     assert run.info["made"] == made
     assert run.arrays["n"].tolist() == ([1] if made == "first" else [2])
-    store.write(recorded, NEW, {"key": {}, "made": "third"})
-    assert store.read(recorded).info["made"] == "third"
+    record.write(recorded, NEW, {"key": {}, "made": "third"})
+    assert record.read(recorded).info["made"] == "third"
     assert len(list(recorded.glob("*.npz"))) == 1
 
 
@@ -1072,7 +1090,7 @@ def test_a_malicious_pickle_is_not_loaded(recorded, tmp_path, kind):
     else:
         {"npz": np.savez, "npy": np.save}[kind](file, np.array([evil], dtype=object))
     forge(recorded, file.getvalue())
-    line(lambda: store.read(recorded), str(recorded), "delete the folder")
+    line(lambda: record.read(recorded), str(recorded), "delete the folder")
     assert not (tmp_path / "pwned").exists()
     file.seek(0)
     loaded = np.load(file, allow_pickle=True)
@@ -1084,4 +1102,4 @@ def test_a_malicious_pickle_is_not_loaded(recorded, tmp_path, kind):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and then nothing", b"\x93NUMPY"])
 def test_a_record_that_is_no_npz_in_spite_of_its_checksum(recorded, content):
     forge(recorded, content)
-    line(lambda: store.read(recorded), str(recorded), "delete the folder")
+    line(lambda: record.read(recorded), str(recorded), "delete the folder")
