@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dpo_helpers import audit, lm
+from dpo_helpers.audit import __main__ as command_line
 from dpo_helpers.data import preferences
 from dpo_helpers.errors import InputError
 
@@ -71,14 +72,14 @@ def test_inner_products_are_those_of_autograd(found, pairs, gradients):
     scale = np.abs(means @ means.T).max()
     assert np.allclose(found.gap, gaps, atol=1e-4)
     assert np.allclose(found.means, means @ means.T, atol=1e-5 * scale)
-    assert np.allclose(found.pull @ found.composition.T, g @ means.T, atol=1e-5 * scale)
+    assert np.allclose(found.pair_stratum @ found.composition.T, g @ means.T, atol=1e-5 * scale)
     assert np.allclose(found.squared_norm, (g**2).sum(1), rtol=1e-5)
 
 
 def test_slices_of_the_vocabulary_add_up(model, pairs, found, monkeypatch):
-    monkeypatch.setattr(audit, "_SLICE", 1000)
+    monkeypatch.setattr(audit.gradient, "SLICE", 1000)
     sliced = audit.audit(model, pairs, NAMES)
-    for name in ("between", "pull", "own"):
+    for name in ("stratum_gram", "pair_stratum", "squared_norm"):
         assert np.allclose(getattr(sliced, name), getattr(found, name), rtol=1e-4, atol=1e-4)
 
 
@@ -88,7 +89,7 @@ def test_a_small_step_does_what_was_told(found, pairs, gradients):
     beta, rate = 0.1, 1e-3
     step = rate * beta / 2 * g.mean(0)
     weights = found.counts / len(pairs)
-    told = rate * beta / 2 * (found.pull @ found.composition.T @ weights)
+    told = rate * beta / 2 * (found.pair_stratum @ found.composition.T @ weights)
     assert np.allclose(g @ step, told, rtol=1e-4, atol=1e-7)
     share = [((g[pairs.group == a].sum(0) / len(g)) @ g.mean(0)) for a in range(3)]
     assert np.allclose(found.first_update, share / np.sum(share), rtol=1e-4)
@@ -98,7 +99,7 @@ def test_a_small_step_does_what_was_told(found, pairs, gradients):
 def test_strata_are_what_is_answered(found, pairs):
     inside = found.stratum[15:27]
     assert len(set(inside)) == 1 and (found.stratum == inside[0]).sum() == 12
-    assert len(found.between) == 4 and found.composition.sum(1) == pytest.approx(1)
+    assert len(found.stratum_gram) == 4 and found.composition.sum(1) == pytest.approx(1)
 
 
 def test_what_is_shared_is_shared_by_two_different_pairs(found, gradients):
@@ -114,7 +115,7 @@ def test_what_is_shared_is_shared_by_two_different_pairs(found, gradients):
             if s == t:
                 mean = (block.sum() - block.trace()) / (len(one) * (len(one) - 1))
             total += found.composition[a, s] * found.composition[a, t] * mean
-        assert found.shared[a, a] == pytest.approx(total, rel=1e-3, abs=1e-4)
+        assert found.signal_gram[a, a] == pytest.approx(total, rel=1e-3, abs=1e-4)
 
 
 def of_gradients(g, group, stratum, mirror) -> audit.Audit:
@@ -134,7 +135,7 @@ def test_noise_alone_shares_nothing():
         g = np.repeat([[1], [-1]], n // 2, 0) * c + rng.normal(size=(n, d))
         stratum = np.repeat([0, 1], n // 2)
         made = of_gradients(g, np.zeros(n, int), stratum, [1, 0])
-        shared.append(made.shared[0, 0])
+        shared.append(made.signal_gram[0, 0])
     assert abs(np.mean(shared)) < 3 * np.std(shared) / np.sqrt(len(shared))
     assert np.std(shared) < 0.1
 
@@ -181,10 +182,12 @@ def test_a_wrong_label_fits_its_group_less_whatever_the_answer():
     stratum = (label < 0).astype(int)
     found = of_gradients(g, np.zeros(n, int), stratum, [1, 0])
     # A pair lies 1.5 deviations from the middle along b: none divides better than Φ(1.5) = 0.93.
-    assert (found.fit[wrong] < 0).mean() > 0.85 and (found.fit[~wrong] < 0).mean() < 0.12
+    assert (found.leave_one_out_score[wrong] < 0).mean() > 0.85 and (
+        found.leave_one_out_score[~wrong] < 0
+    ).mean() < 0.12
     assert (found.others[~wrong] < 0).mean() > 0.3, "the other measure sees the answers"
     plain = dataclasses.replace(found, mirror=np.array([-1, -1]))
-    assert np.allclose(plain.fit, plain.others)
+    assert np.allclose(plain.leave_one_out_score, plain.others)
 
 
 def test_what_is_taken_off_is_what_both_preferences_share(gradients, found, pairs):
@@ -198,7 +201,7 @@ def test_what_is_taken_off_is_what_both_preferences_share(gradients, found, pair
     for i in (0, 11, 12, 22):
         left = [g[(stratum == s) & (np.arange(23) != i)].mean(0) for s in (0, 1)]
         told = (g[i] - (common if i < 12 else -common)) @ (left[0] + left[1]) / 2
-        assert made.fit[i] == pytest.approx(told, rel=1e-6)
+        assert made.leave_one_out_score[i] == pytest.approx(told, rel=1e-6)
 
 
 def test_strata_that_mirror_each_other(pairs):
@@ -206,15 +209,15 @@ def test_strata_that_mirror_each_other(pairs):
     one, other = pairs.take(members), pairs.take(members).flipped()
     columns = (getattr(one, x) + getattr(other, x) for x in ("prompts", "chosen", "rejected"))
     both = lm.Pairs(*columns, np.ones(24, int))
-    assert audit._strata(both)[1].tolist() == [1, 0]
+    assert audit.gradient.strata(both)[1].tolist() == [1, 0]
     apart = dataclasses.replace(both, group=np.repeat([0, 1], 12))
-    assert audit._strata(apart)[1].tolist() == [-1, -1], "of another group"
-    assert (audit._strata(pairs)[1] == -1).all()
+    assert audit.gradient.strata(apart)[1].tolist() == [-1, -1], "of another group"
+    assert (audit.gradient.strata(pairs)[1] == -1).all()
 
 
 def test_flipping_that_share_stops_the_group(found, gradients):
     g, _ = gradients
-    alone = found.undone()[:, 0]
+    alone = found.flip_fraction()[:, 0]
     for a in range(3):
         members = np.flatnonzero(found.group == a)
         mean = g[members].mean(0)
@@ -279,7 +282,7 @@ def test_prompts_that_stand_in_the_responses(tmp_path):
 
 def test_statements_of_persona_are_answered_yes_or_no(tmp_path, model):
     rows = preferences.read(write(tmp_path, "a.jsonl", [PERSONA]))
-    pairs, names = preferences.tokenised(model, rows)
+    pairs, names = audit.tokenize(model, rows)
     assert names == ["all pairs"] and pairs.chosen == ((model.no,),)
     assert pairs.rejected == ((model.yes,),)
     assert list(pairs.prompts[0]) == model.tokenizer(PERSONA["question"] + "\n").input_ids
@@ -342,7 +345,7 @@ def test_a_name_that_is_no_file_needs_the_hub(monkeypatch):
 def test_messages_need_a_template(tmp_path, model):
     rows = preferences.read(write(tmp_path, "a.jsonl", [TALK]))
     with pytest.raises(InputError, match="no chat template"):
-        preferences.tokenised(model, rows)
+        audit.tokenize(model, rows)
 
 
 def test_messages_go_through_the_template(tmp_path, model, monkeypatch):
@@ -352,7 +355,7 @@ def test_messages_go_through_the_template(tmp_path, model, monkeypatch):
     )
     monkeypatch.setattr(model.tokenizer, "chat_template", template)
     rows = preferences.read(write(tmp_path, "a.jsonl", [TALK]))
-    pairs, _ = preferences.tokenised(model, rows)
+    pairs, _ = audit.tokenize(model, rows)
     told = lm.pairs_from_text(
         model, [{"prompt": "<user>why?<assistant>", "chosen": "Because.", "rejected": "No idea."}]
     )
@@ -369,14 +372,14 @@ def test_the_command_writes_a_report_and_its_numbers(tmp_path, capsys):
     out = tmp_path / "report.html"
     command = [write(tmp_path, "a.jsonl", rows), "--group", "topic", "--model", "tiny-llama"]
     command += ["--out", str(out), "--device", "cpu"]
-    audit.main(command)
+    command_line.main(command)
     page = out.read_text()
     assert "&lt;b&gt;0&lt;/b&gt; why?" in page and "<b>0</b>" not in page, "texts are escaped"
     assert "http" not in page, "nothing is fetched"
     numbers = json.loads(out.with_suffix(".json").read_text())
     assert list(numbers) == ["x", "y"] and list(numbers["x"]) == list(audit.TERMS)
     assert numbers["x"]["pairs"] == 3 and str(out) in capsys.readouterr().out
-    audit.main(command)  # a report makes room for the next
+    command_line.main(command)  # a report makes room for the next
 
 
 @pytest.mark.parametrize(
@@ -391,7 +394,7 @@ def test_the_command_writes_a_report_and_its_numbers(tmp_path, capsys):
 def test_the_command_overwrites_nothing_else(tmp_path, there, out, part):
     (tmp_path / there).write_text("mine")
     with pytest.raises(InputError, match=re.escape(part)):
-        audit.main([write(tmp_path, "a.jsonl", [PAIR]), "--out", str(tmp_path / out)])
+        command_line.main([write(tmp_path, "a.jsonl", [PAIR]), "--out", str(tmp_path / out)])
     assert (tmp_path / there).read_text() == "mine"
 
 
@@ -409,5 +412,5 @@ def test_of_one_token_answers_the_rest_of_the_vocabulary_is_left_out(model, pair
     s = found.stratum[15]
     assert np.allclose(alone.squared_norm, found.squared_norm[members], rtol=1e-5)
     assert np.allclose(alone.gap, found.gap[members], rtol=1e-5)
-    assert alone.between[0, 0] == pytest.approx(found.between[s, s], rel=1e-5)
-    assert np.allclose(alone.pull[:, 0], found.pull[members, s], rtol=1e-5)
+    assert alone.stratum_gram[0, 0] == pytest.approx(found.stratum_gram[s, s], rel=1e-5)
+    assert np.allclose(alone.pair_stratum[:, 0], found.pair_stratum[members, s], rtol=1e-5)

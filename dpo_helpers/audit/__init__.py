@@ -1,4 +1,6 @@
 """What DPO will do first with a preference data set: its gradient at initialization, by groups."""
 
-from .audit import MIN_STRATUM, TERMS, Audit, audit, cosines, main, report, table
+from .gradient import MIN_STRATUM, audit
 from .pairs import tokenize
+from .report import report
+from .summary import TERMS, Audit, cosines, table
