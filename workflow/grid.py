@@ -82,10 +82,10 @@ def _content(path: Path) -> object:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
         raise InputError(
-            f"{path}, line {line}: not valid YAML ({error.problem}); mend it"
+            f"{path}, line {line}: not valid YAML ({error.problem}); fix it"
         ) from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)}); mend it") from None
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); fix it") from None
 
 
 def _checked(name: str, content: object) -> Sweep:
