@@ -232,8 +232,7 @@ def finetune() -> list[dict]:
     note = (
         f"{steps.BATCH} statements of the {source}, bf16 autocast, {device}, "
         f"{torch.get_num_threads()} threads; {nodes} tokens in the tree, "
-        f"{sum(map(len, pairs.prompts))} in the prompts; memory as computed beforehand "
-        f"{need / 1e9:.2f} GB"
+        f"{sum(map(len, pairs.prompts))} in the prompts; predicted memory {need / 1e9:.2f} GB"
     )
     more = {
         "ours_gb": round(peaks["tree"] / 1e9, 2),

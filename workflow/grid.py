@@ -81,9 +81,7 @@ def _content(path: Path) -> object:
         raise InputError(f"{path}: no such file; sweeps there: {here}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
-        raise InputError(
-            f"{path}, line {line}: not valid YAML ({error.problem}); fix it"
-        ) from None
+        raise InputError(f"{path}, line {line}: not valid YAML ({error.problem}); fix it") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read ({first_line(error)}); fix it") from None
 
