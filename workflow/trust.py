@@ -1,4 +1,4 @@
-"""The page on how far the tests can be trusted, and the runs; its numbers are computed.
+"""Write the page on how far to trust the tests and the runs. Its numbers are computed.
 
 python -m workflow.trust
 """
@@ -11,35 +11,37 @@ from dpo_helpers.runs import ROOT, replace
 
 _PAGE = """# How far to trust the tests
 
-A test that cannot fail is worth nothing. So formulas of `dpo_helpers` were changed on purpose, one
-at a time: a sign, a factor, a bound, an index. Each time the tests of that module were run, and one
-of them should fail. `benchmarks/mutations.yml` lists the changes; they were written by hand, before
-it was known what the tests make of them. `python -m benchmarks.mutations` tries them.
+A test that cannot fail is worth nothing. We therefore changed formulas of `dpo_helpers` on purpose,
+one at a time: a sign, a factor, a bound, an index. After each change we ran the tests of the
+module. At least one of them should fail. `benchmarks/mutations.yml` lists the changes. They were
+written by hand, before we knew which of them the tests catch. `python -m benchmarks.mutations`
+tries them.
 
-Of {listed} changes listed, {tried} were tried so far: **{killed} were caught**, {survived} not.
-When it was first tried, {first} more had survived; tests were added that catch them.
+The list has {listed} changes. So far, {tried} were tried: **{killed} were caught**, {survived} not.
+When first tried, {first} more were not caught. We then added tests that catch them.
 
 {table}
 {survivors}
-*Not caught* is no proof of an error, nor *caught* of its absence: it says whether a change of that
-line would go unnoticed.
+A change that is *not caught* does not prove an error, and a change that is *caught* does not prove
+that there is none. The result only says whether a change of that line would go unnoticed.
 
 ## Killed at a random moment
 
-A run may be stopped at any time: a laptop is closed, a queue's time is up. So work was begun and
-killed, with all processes it had started, at a moment drawn uniformly from the time that it takes.
-Every file under its final name had to be as before, or as an undisturbed run leaves it; what grows,
-to be readable. Then the same command was given again. It had to end, and to leave the same numbers,
-bit by bit, as the undisturbed run. `python -m benchmarks.reliability` does that.
+A run can stop at any time: someone closes the laptop, or a job reaches its time limit. We therefore
+started a run and killed it, with all processes that it had started. The moment was drawn uniformly
+from the run's duration. After a kill, every file under its final name had to be as before, or as an
+undisturbed run leaves it. A file that grows during the run had to be readable. Then we ran the same
+command again. It had to finish, with the same numbers as the undisturbed run, bit by bit.
+`python -m benchmarks.reliability` does this.
 
 {reliability}
-*Unfinished*: kills that left something still being written, under a name that says so. Of {kills}
-kills, {bad} left a damaged file, stopped the next run, or changed a number.
+*Unfinished* counts the kills that left a partly written file, under a name that marks it as such.
+Of {kills} kills, {bad} left a damaged file, stopped the next run, or changed a number.
 """
 
 
 def page() -> str:
-    """The page, from ``mutations.json`` and ``reliability.json``."""
+    """The text of the page, from ``mutations.json`` and ``reliability.json``."""
     rows = json.loads(mutations.RESULTS.read_text("utf-8"))
     killed = Counter(row["file"] for row in rows if row["outcome"] == "killed")
     tried = Counter(row["file"] for row in rows)
@@ -68,8 +70,8 @@ def page() -> str:
 
 
 def _killed(kills: list[dict]) -> str:
-    """The table of kills, a row a kind of work."""
-    table = ["| killed | kills | at | unfinished | damaged | next run failed | other numbers |"]
+    """The table of kills, one row for each kind of work."""
+    table = ["| killed run | kills | at | unfinished | damaged | next run failed | other numbers |"]
     table += ["|---|---:|---|---:|---:|---:|---:|"]
     for kind in dict.fromkeys(kill["kind"] for kill in kills):
         rows = [kill for kill in kills if kill["kind"] == kind]
