@@ -1,4 +1,4 @@
-"""Notebooks: from their ``.py`` source to a clean executed ``.ipynb``.
+"""Execute a notebook's ``.py`` source into a clean ``.ipynb``.
 
 python -m workflow.notebook CHAPTER TIER OUTPUT.ipynb
 """
@@ -22,14 +22,14 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def source(chapter: str) -> nbformat.NotebookNode:
-    """The notebook of ``notebooks/CHAPTER.py``, its cells' ids made from their content."""
+    """The notebook of ``notebooks/CHAPTER.py``. The id of a cell is a hash of its content."""
     notebook = jupytext.read(ROOT / "notebooks" / f"{chapter}.py")
     _name(notebook)
     return notebook
 
 
 def _name(notebook: nbformat.NotebookNode) -> None:
-    """Give every cell an id made from its content."""
+    """Set the id of every cell to a hash of its content."""
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         digest = hashlib.sha256(f"{cell.cell_type} {cell.source}".encode()).hexdigest()[:12]
@@ -38,7 +38,7 @@ def _name(notebook: nbformat.NotebookNode) -> None:
 
 
 def key(chapter: str) -> str:
-    """What an executed notebook depends on besides its runs: its source and the helpers' code."""
+    """A hash of what an executed notebook depends on besides its runs: its source and the code."""
     helpers = ROOT / "dpo_helpers"
     files = sorted(path.relative_to(helpers).with_suffix("") for path in helpers.rglob("*.py"))
     modules = [str(path).replace("/", ".") for path in files]
@@ -49,7 +49,7 @@ def key(chapter: str) -> str:
 def execute(
     chapter: str, tier: str, output: Path, parameters: Mapping[str, object] | None = None
 ) -> None:
-    """Execute a chapter at a tier, with other ``parameters`` of it.
+    """Execute a chapter at a tier, with these ``parameters`` changed.
 
     ``output`` is replaced only if every cell succeeds.
 
@@ -67,7 +67,7 @@ def execute(
             progress_bar=False,
             execution_timeout=900 if tier == "smoke" else None,
             extra_arguments=["--log-level=50"],
-            coalesce_streams=True,  # however the prints of a cell arrive
+            coalesce_streams=True,  # so that the timing of prints does not matter
         )
         notebook = clean(nbformat.read(done, as_version=4), store=tier == "book")
     notebook.metadata["dpo"] = {"tier": tier, "key": key(chapter)}
@@ -76,10 +76,10 @@ def execute(
 
 
 def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode:
-    """Without what differs from run to run: times, random ids, stderr, empty tags.
+    """Remove what differs from run to run: times, random ids, stderr, empty tags.
 
-    To ``store`` it, the outputs of cells tagged "not-stored" are left out too:
-    they show statements from the reader's copy of the data.
+    With ``store``, also remove the outputs of cells tagged "not-stored". They show statements from
+    the reader's copy of the data.
     """
     count = 0
     for cell in notebook.cells:
@@ -104,7 +104,7 @@ def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode
 def main(
     chapter: str, tier: str, output: str, parameters: Mapping[str, object] | None = None
 ) -> None:
-    """Execute one chapter; a failure is one line with the notebook, the cell and the reason."""
+    """Execute one chapter. A failure exits with one line: notebook, cell, and reason."""
     try:
         execute(chapter, tier, Path(output), parameters)
     except PapermillExecutionError as error:
@@ -114,13 +114,13 @@ def main(
             f"{error.ename}: {reason[0] if reason else ''}"
         )
     except DeadKernelError:
-        sys.exit(f"error: notebook {chapter}: its kernel died; was it out of memory?")
+        sys.exit(f"error: notebook {chapter}: its kernel died, perhaps out of memory; run it again")
     except CellTimeoutError:
         sys.exit(
-            f"error: notebook {chapter}: a cell took over a quarter of an hour; run it by hand"
+            f"error: notebook {chapter}: a cell took more than 15 minutes; run it in JupyterLab"
         )
     except FileNotFoundError as missing:
-        sys.exit(f"error: notebook {chapter}: no {missing.filename}")
+        sys.exit(f"error: notebook {chapter}: {missing.filename} does not exist; check the name")
 
 
 if __name__ == "__main__":
