@@ -1,4 +1,4 @@
-"""The page on the tests reports what was tried."""
+"""The page on the tests says what was tried."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ def test_what_was_not_caught_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(mutations, "RESULTS", tmp_path / "mutations.json")
     mutations.RESULTS.write_text(json.dumps(rows))
     text = trust.page()
-    assert "3 were tried" in text and "**2 were caught**, 1 not" in text
-    assert "first tried, 1 more were" in text and text.count("- `dpo.py`: `+ 1` to `- 1`") == 1
+    assert "tried 3 of" in text and "**caught 2** of them and\nmissed 1" in text
+    assert "had missed 1 more" in text and text.count("- `dpo.py`: `+ 1` to `- 1`") == 1
 
 
 def test_a_kill_that_does_harm_is_counted(tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_a_kill_that_does_harm_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(reliability, "RESULTS", tmp_path / "reliability.json")
     reliability.RESULTS.write_text(json.dumps(rows))
     text = trust.page()
-    assert "| 3 | 25% – 50% | 1 | 1 | 0 | 1 |" in text and "Of 3 kills, 2 left" in text
+    assert "| 3 | 25% – 50% | 1 | 1 | 0 | 1 |" in text and "Of 3\nkills, 2 left" in text
 
 
 def test_what_a_kill_may_leave(tmp_path):

@@ -157,9 +157,9 @@ Memory is in GB per GPU. It is computed without a GPU: the code of a training st
 tensors, which have shapes but no values. With several GPUs, each one keeps its shard of the 16
 bytes and gathers one layer ahead.
 
-- *Statements* is one batch of 32 statements, divided over the GPUs. As one tree, the batch has
-  {tokens} tokens: {shared} that all statements share, and {own} more for each statement.
-- *Dialogues* is one tree per GPU, with as many pairs as fit into 4,096 tokens. A prompt has
+- *Statements* is one batch of 32 statements, divided over the GPUs. As one {{term}}`token tree`,
+  the batch has {tokens} tokens: {shared} that all statements share, and {own} more for each one.
+- *Dialogues* is one token tree per GPU, with as many pairs as fit into 4,096 tokens. A prompt has
   {dialogue} tokens, a response {response}. Checkpointing is on.
 - *Fits* lists the cards that hold the statements, with checkpointing, and have a tenth of their
   memory to spare.

@@ -1,4 +1,4 @@
-"""Write the page on how far to trust the tests and the runs. Its numbers are computed.
+"""The page on how far the tests can be trusted, and the runs; its numbers are computed.
 
 python -m workflow.trust
 """
@@ -12,36 +12,37 @@ from dpo_helpers.runs import ROOT, replace
 _PAGE = """# How far to trust the tests
 
 A test that cannot fail is worth nothing. We therefore changed formulas of `dpo_helpers` on purpose,
-one at a time: a sign, a factor, a bound, an index. After each change we ran the tests of the
-module. At least one of them should fail. `benchmarks/mutations.yml` lists the changes. They were
-written by hand, before we knew which of them the tests catch. `python -m benchmarks.mutations`
-tries them.
+one at a time: a sign, a factor, a bound, or an index. After each change we ran the tests of that
+module. If at least one of them fails, the change is caught. `benchmarks/mutations.yml` lists the
+changes. They were written by hand, before it was known which of them the tests catch.
+`python -m benchmarks.mutations` makes the changes and runs the tests.
 
-The list has {listed} changes. So far, {tried} were tried: **{killed} were caught**, {survived} not.
-When first tried, {first} more were not caught. We then added tests that catch them.
+So far we have tried {tried} of {listed} listed changes. The tests **caught {killed}** of them and
+missed {survived}. At first they had missed {first} more, and tests that catch those were added.
 
 {table}
 {survivors}
-A change that is *not caught* does not prove an error, and a change that is *caught* does not prove
-that there is none. The result only says whether a change of that line would go unnoticed.
+A missed change does not prove that there is an error. A caught change does not prove that there is
+none. The result says only whether a change of that line would go unnoticed.
 
 ## Killed at a random moment
 
-A run can stop at any time: someone closes the laptop, or a job reaches its time limit. We therefore
-started a run and killed it, with all processes that it had started. The moment was drawn uniformly
-from the run's duration. After a kill, every file under its final name had to be as before, or as an
-undisturbed run leaves it. A file that grows during the run had to be readable. Then we ran the same
-command again. It had to finish, with the same numbers as the undisturbed run, bit by bit.
-`python -m benchmarks.reliability` does this.
+A run can be stopped at any time: a laptop is closed, or a job reaches the time limit of its queue.
+We therefore started work and killed it, with all processes that it had started. The moment of the
+kill was drawn uniformly from the time that the work takes. After the kill, every file under its
+final name had to be as it was before, or as an undisturbed run leaves it. Files that grow had to be
+readable. Then we gave the same command again. It had to finish, and to leave the same numbers as
+the undisturbed run, bit by bit. `python -m benchmarks.reliability` makes these kills.
 
 {reliability}
-*Unfinished* counts the kills that left a partly written file, under a name that marks it as such.
-Of {kills} kills, {bad} left a damaged file, stopped the next run, or changed a number.
+*At* is the moment of the kill, as a share of the duration of the undisturbed work. *Unfinished*
+counts the kills that left an unfinished file, under a name that says so. Of {kills}
+kills, {bad} left a damaged file, stopped the next run, or changed a number.
 """
 
 
 def page() -> str:
-    """The text of the page, from ``mutations.json`` and ``reliability.json``."""
+    """The page, from ``mutations.json`` and ``reliability.json``."""
     rows = json.loads(mutations.RESULTS.read_text("utf-8"))
     killed = Counter(row["file"] for row in rows if row["outcome"] == "killed")
     tried = Counter(row["file"] for row in rows)
@@ -65,13 +66,13 @@ def page() -> str:
         kills=len(kills),
         bad=sum(bool(kill["corrupt"] or kill["problem"] or kill["differs"]) for kill in kills),
         reliability=_killed(kills),
-        survivors="\nNot caught:\n\n" + "\n".join(survivors) + "\n" if survivors else "",
+        survivors="\nMissed:\n\n" + "\n".join(survivors) + "\n" if survivors else "",
     )
 
 
 def _killed(kills: list[dict]) -> str:
-    """The table of kills, one row for each kind of work."""
-    table = ["| killed run | kills | at | unfinished | damaged | next run failed | other numbers |"]
+    """The table of kills, a row a kind of work."""
+    table = ["| work | kills | at | unfinished | damaged | next run failed | other numbers |"]
     table += ["|---|---:|---|---:|---:|---:|---:|"]
     for kind in dict.fromkeys(kill["kind"] for kill in kills):
         rows = [kill for kill in kills if kill["kind"] == kind]
