@@ -1,1 +1,1 @@
-"""What `make bench` runs: our way beside another, interleaved, medians of several rounds."""
+"""Benchmarks of `make bench`: ours and an alternative take turns; medians of several rounds."""

@@ -1,4 +1,4 @@
-"""Measure; print one JSON object a line and write ``benchmarks/latest.json``."""
+"""Run the benchmarks, print one JSON object per line, and write ``benchmarks/latest.json``."""
 
 import json
 import statistics
@@ -28,7 +28,7 @@ MODEL = "smollm2-135m"
 
 
 def seconds(*runs: Callable[[], object]) -> list[float]:
-    """The median wall time of each run, the runs taking turns."""
+    """The median wall time of each run. The runs take turns."""
     times: list[list[float]] = [[] for _ in runs]
     for _ in range(ROUNDS):
         for run, taken in zip(runs, times, strict=True):
@@ -39,7 +39,7 @@ def seconds(*runs: Callable[[], object]) -> list[float]:
 
 
 def statements() -> tuple[list[str], str]:
-    """About 1,000 Persona prompts: Anthropic's where they are at hand, else all of the sample."""
+    """About 1,000 Persona prompts and their source: Anthropic's if available, else the sample's."""
     if at_hand("anthropic"):
         return load_behavior("subscribes-to-Buddhism", "anthropic").prompts(), "Persona"
     names = (*TIERS["smoke"]["behaviors"], TIERS["smoke"]["calibration"])
@@ -47,7 +47,7 @@ def statements() -> tuple[list[str], str]:
 
 
 def matrix_rate(device: str = "cpu") -> float:
-    """The rate of a large bf16 matrix product on a device, FLOP/s."""
+    """The FLOP/s of a large bf16 matrix product on a device."""
     size = 2048 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device).bfloat16()
     product = torch.empty_like(a)
@@ -55,7 +55,7 @@ def matrix_rate(device: str = "cpu") -> float:
     def products() -> None:
         for _ in range(10):
             torch.matmul(a, a, out=product)
-        product[0, 0].item()  # until they are done
+        product[0, 0].item()  # wait until they are done
 
     products()
     (taken,) = seconds(products)
@@ -63,7 +63,7 @@ def matrix_rate(device: str = "cpu") -> float:
 
 
 def hidden() -> list[dict]:
-    """Hidden states in bf16: token trees, one statement at a time, and sorted padded batches."""
+    """Hidden states in bf16: token trees, single statements, and sorted padded batches."""
     model = lm.load(MODEL, "cpu", "bfloat16")
     prompts, source = statements()
     ids = model.tokenizer(prompts).input_ids
@@ -82,13 +82,13 @@ def hidden() -> list[dict]:
                 batch = model.tokenizer.pad(batch, return_tensors="pt")
                 _ = body(**batch, use_cache=False)
 
-    hidden_states(model, prompts[:64])  # the first calls are slower for all
+    hidden_states(model, prompts[:64])  # the first calls are slower
     trees, alone, batches = seconds(lambda: hidden_states(model, prompts), one_by_one, padded)
     nodes = sum(len(tree.tokens) for _, tree in pack(ids, 1024))
     inner = sum(p.numel() for n, p in body.named_parameters() if p.ndim == 2 and "embed" not in n)
     share = 2 * inner * nodes / trees / matrix_rate()
     note = (
-        f"{len(prompts)} statements of the {source}, bf16, {torch.get_num_threads()} threads; "
+        f"{len(prompts)} statements ({source}), bf16, {torch.get_num_threads()} threads; "
         f"{sum(map(len, ids))} tokens, {nodes} in the trees; {share:.0%} of the bf16 matrix rate"
     )
     return [
@@ -98,7 +98,7 @@ def hidden() -> list[dict]:
 
 
 def training() -> list[dict]:
-    """The last layer, 100 steps of one behavior: the two-row dynamics and a dense V × d head."""
+    """100 last-layer steps on one behavior: two rows, or a dense V × d unembedding."""
     model = lm.load(MODEL, "cpu")
     prompts, source = statements()
     g = hidden_states(model, prompts)
@@ -126,7 +126,7 @@ def training() -> list[dict]:
             optimizer.step()
 
     dense(3)
-    repeats = 20  # a run is over in milliseconds
+    repeats = 20  # a run takes milliseconds
 
     def ours() -> None:
         for _ in range(repeats):
@@ -135,17 +135,19 @@ def training() -> list[dict]:
     ours()
     taken, peer = seconds(ours, dense)
     note = (
-        f"{len(g)} statements of the {source}, d = {g.shape[1]}, V = "
-        f"{model.network.config.vocab_size}, batches of 128; ours in float64 with the loss, "
-        "accuracy and margin of all statements at each step, the peer in float32 with the loss of "
-        "the batch only"
+        f"{len(g)} statements ({source}), d = {g.shape[1]}, V = "
+        f"{model.network.config.vocab_size}, batches of 128; ours computes in float64, with the "
+        "loss, accuracy and margin of all statements at each step; the peer computes in float32, "
+        "with only the loss of the batch"
     )
     taken /= repeats
-    return [row("last-layer training, 100 steps", taken, "dense head by autograd", peer, note)]
+    return [
+        row("last-layer training, 100 steps", taken, "dense unembedding by autograd", peer, note)
+    ]
 
 
 def certificates() -> list[dict]:
-    """A certificate of 2,000 steps at d = 4096, and the training that it replaces."""
+    """A certificate of 2,000 steps at d = 4096, and the same training, measured."""
     n, d, steps = 1000, 4096, 2000
     rng = np.random.default_rng(0)
     g, labels = synthetic.clouds(rng, n, 5 * np.eye(d)[0], common=0.8 * rng.normal(size=d))
@@ -165,8 +167,8 @@ def certificates() -> list[dict]:
     ours()
     taken, peer = seconds(ours, trained)
     note = (
-        f"n = {n}, d = {d}, synthetic states, κ = 1; without the one decomposition of the states, "
-        f"{once:.2f} s, which serves all labels, η and β"
+        f"n = {n}, d = {d}, synthetic states, κ = 1; excludes the decomposition of the states, "
+        f"{once:.2f} s, which is computed once for all labels, η and β"
     )
     return [row("certificate, 2,000 steps", taken, "gradient descent, measured", peer, note)]
 
@@ -174,10 +176,10 @@ def certificates() -> list[dict]:
 def race(
     ways: Sequence[str], rates: list[float], device: str
 ) -> tuple[dict[str, float], dict[str, int], dict[str, list[float]]]:
-    """Median seconds of a step, peak memory, and the losses of all steps, of each way.
+    """For each way: median seconds per step, peak memory in bytes, and the losses of all steps.
 
-    Each way is a process of its own, and they take turns; ``rates`` gathers what ``matrix_rate``
-    of the device is meanwhile.
+    Each way runs in its own process. The processes take turns. ``rates`` collects the
+    ``matrix_rate`` of the device, measured between rounds.
     """
     rates.append(matrix_rate(device))
     workers = {
@@ -201,7 +203,7 @@ def race(
         return seconds, peak
 
     for way in workers:
-        step(way)  # the first allocates
+        step(way)  # the first step allocates memory
     times: dict[str, list[float]] = {way: [] for way in workers}
     peaks: dict[str, int] = {}
     for _ in range(ROUNDS):
@@ -217,7 +219,7 @@ def race(
 
 
 def finetune() -> list[dict]:
-    """A step of all parameters: token tree, padded, and TRL, each in a process of its own."""
+    """A full fine-tuning step with a token tree, with padding, and with TRL."""
     device = lm.resolve_device("auto")
     rates: list[float] = []
     taken, peaks, _ = race(steps.WAYS, rates, device)
@@ -231,10 +233,9 @@ def finetune() -> list[dict]:
     rate = statistics.median(rates)
     need = memory.estimate(model.network.config, pairs, "autocast").total
     note = (
-        f"{steps.BATCH} statements of the {source}, bf16 autocast, {device}, "
+        f"{steps.BATCH} statements ({source}), bf16 autocast, {device}, "
         f"{torch.get_num_threads()} threads; {nodes} tokens in the tree, "
-        f"{sum(map(len, pairs.prompts))} in the prompts; memory as computed beforehand "
-        f"{need / 1e9:.2f} GB"
+        f"{sum(map(len, pairs.prompts))} in the prompts; predicted memory {need / 1e9:.2f} GB"
     )
     more = {
         "ours_gb": round(peaks["tree"] / 1e9, 2),
@@ -256,7 +257,7 @@ def finetune() -> list[dict]:
 
 
 def adapters() -> list[dict]:
-    """A step with LoRA on dialogues: token tree, and TRL with peft; no dropout, the same A."""
+    """A LoRA step on dialogues with a token tree, and with TRL and peft; no dropout, the same A."""
     device = lm.resolve_device("auto")
     ours, *others = steps.LORA
     taken, peaks, losses = race(steps.LORA, [], device)
@@ -267,8 +268,9 @@ def adapters() -> list[dict]:
     note = (
         f"{len(pairs)} pairs of {source}, r = {lora.RANK} on {' and '.join(lora.MATRICES)}, bf16 "
         f"autocast, {device}, {torch.get_num_threads()} threads; {len(pairs.trie().tokens)} tokens "
-        f"in the tree, {whole} in the padded batch; loss_off: the largest relative difference of "
-        f"the losses of {ROUNDS + 1} steps, in which ours moved by {np.ptp(losses[ours]):.4f}"
+        f"in the tree, {whole} in the padded batch; loss_off is the largest relative "
+        f"difference of the losses over {ROUNDS + 1} steps, in which our loss ranges over "
+        f"{np.ptp(losses[ours]):.4f}"
     )
     return [
         row(
@@ -287,7 +289,7 @@ def adapters() -> list[dict]:
 
 
 def row(name: str, ours: float, peer_name: str, peer: float, note: str, **more: float) -> dict:
-    """One measurement, printed as it comes."""
+    """One measurement; it is also printed."""
     found = {
         "name": name,
         "ours_s": round(ours, 4),

@@ -1,9 +1,9 @@
-"""Mutations: change one formula, run the tests that should notice, record whether they do.
+"""Mutations: change one formula, run the tests that should catch it, and record whether they do.
 
     python -m benchmarks.mutations [FILE …]
 
-``mutations.yml`` lists them by hand. Results are written to ``mutations.json`` as they come; a
-mutation is tried again when its file or its tests have changed since.
+``mutations.yml`` lists the mutations, written by hand. Each result is written to ``mutations.json``
+at once. A mutation is tried again if its file or its tests have changed since.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from dpo_helpers.files import atomic_write
 from ledger.store import ROOT
 
 LIST, RESULTS = (Path(__file__).parent / f"mutations.{kind}" for kind in ("yml", "json"))
-LIMIT = 900  # seconds of computing that the tests of one mutation may take
+LIMIT = 900  # seconds of CPU time for the tests of one mutation
 _COPIED = (
     "benchmarks",
     "book",
@@ -45,9 +45,9 @@ _COPIED += ("tests", "workflow", "claims.yml", "pyproject.toml")
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change of the code: ``old`` text of a ``file`` of ``dpo_helpers`` becomes ``new``.
+    """A change of the code: the text ``old`` in ``file`` of ``dpo_helpers`` becomes ``new``.
 
-    ``tests`` names the files of tests that are to notice.
+    ``tests`` names the test files that should catch it.
     """
 
     file: str
@@ -56,24 +56,24 @@ class Mutation:
     new: str
 
     def path(self, root: Path) -> Path:
-        """The file in a copy of the project."""
+        """The path of the file in a copy of the project."""
         return root / "dpo_helpers" / self.file
 
     def mutated(self, root: Path) -> str:
-        """The file's text, mutated.
+        """The mutated text of the file.
 
-        Raises InputError unless the old text is there exactly once, and differs from the new.
+        Raises InputError unless the old text occurs exactly once and differs from the new text.
         """
         text = self.path(root).read_text("utf-8")
         if (times := text.count(self.old)) != 1 or self.old == self.new:
             raise InputError(
-                f"{self.file}: {self.old!r} is there {times} times, and is to become {self.new!r}; "
-                "name a text that is there once, and another in its place"
+                f"{self.file}: {self.old!r} occurs {times} times and would become {self.new!r}; "
+                "give an old text that occurs once, and a different new text"
             )
         return text.replace(self.old, self.new)
 
     def key(self, root: Path) -> str:
-        """The hash of what decides the outcome: the mutated file and its tests."""
+        """A hash of the mutated file and its tests, which decide the outcome."""
         texts = [self.mutated(root), *((root / "tests" / t).read_text("utf-8") for t in self.tests)]
         return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
@@ -88,16 +88,15 @@ def listed(path: Path = LIST) -> list[Mutation]:
 
 
 def outcome(root: Path, tests: tuple[str, ...], which: str) -> tuple[str, str]:
-    """What the tests make of a project: "passed", or "failed" and the first that does.
+    """The outcome of the tests in a project: "passed", or "failed" and the first failure.
 
-    ``which`` of them: "not slow" or "slow". Raises InputError where they could not be run, which is
-    no verdict.
+    ``which`` selects the tests: "not slow" or "slow". Raises InputError if they could not be run.
     """
     environment = {k: v for k, v in os.environ.items() if k not in ("DPO_DATA_DIR", "DPO_ROOT")}
-    # Without files of byte code, which are known by the second of their time and their size.
+    # No byte code files: Python recognizes stale ones only by size and time in seconds.
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"PYTHONPATH": str(root)}
-    shutil.rmtree(root / ".hypothesis", ignore_errors=True)  # the examples of another mutation
+    shutil.rmtree(root / ".hypothesis", ignore_errors=True)  # examples from another mutation
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--hypothesis-seed=0"]
     command += ["-p", "no:cacheprovider", "-m", which, *(f"tests/{name}" for name in tests)]
     done = subprocess.run(
@@ -109,27 +108,29 @@ def outcome(root: Path, tests: tuple[str, ...], which: str) -> tuple[str, str]:
         return "passed", ""
     first = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.M)
     if done.returncode != 1 or not first:
-        raise InputError(f"{' '.join(tests)}: cannot be run ({done.stdout[-300:].strip()!r})")
+        raise InputError(
+            f"{' '.join(tests)}: cannot be run ({done.stdout[-300:].strip()!r}); fix that first"
+        )
     return "failed", first[1]
 
 
 def _limited() -> None:
-    # Not of the clock: a machine that sleeps, or is busy, is no failure.
+    # CPU time, not wall time: a machine that sleeps or is busy is not a failure.
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 60))
 
 
 def attempt(mutation: Mutation, root: Path, passing: set[tuple[str, str]]) -> dict:
-    """Mutate the copy of the project at ``root``, run the tests, and put the copy right again.
+    """Mutate the copy of the project at ``root``, run the tests, and restore the copy.
 
-    The slow tests only if the others notice nothing. ``passing`` gathers the tests that are known
-    to pass without a mutation. Raises InputError for one that does not.
+    The slow tests run only if the others catch nothing. ``passing`` collects the tests that pass
+    without a mutation. Raises InputError for a test that fails without one.
     """
     path, text, key = mutation.path(root), mutation.mutated(root), mutation.key(root)
     before, began, by = path.read_text("utf-8"), time.monotonic(), ""
     for which in ("not slow", "slow"):
         for test in mutation.tests:
             if (test, which) not in passing and outcome(root, (test,), which)[0] == "failed":
-                raise InputError(f"{test}: fails without any mutation; mend that first")
+                raise InputError(f"{test}: fails without a mutation; fix that first")
             passing.add((test, which))
         path.write_text(text, "utf-8")
         try:
@@ -150,7 +151,7 @@ def attempt(mutation: Mutation, root: Path, passing: set[tuple[str, str]]) -> di
 
 
 def copied(target: Path) -> Path:
-    """A copy of the project without what its tests do not need."""
+    """Copy the parts of the project that its tests need."""
     skipped = shutil.ignore_patterns("__pycache__", "*.ipynb")
     for name in _COPIED:
         source = ROOT / name
@@ -162,7 +163,7 @@ def copied(target: Path) -> Path:
 
 
 def main(files: list[str]) -> None:
-    """Try every mutation, of these files or of all, whose result is not known."""
+    """Try every mutation of these files, or of all files, whose result is not known."""
     mutations = listed()
     for mutation in mutations:
         mutation.mutated(ROOT)
@@ -177,7 +178,7 @@ def main(files: list[str]) -> None:
             if (files and mutation.file not in files) or old.get("key") == mutation.key(ROOT):
                 continue
             found = attempt(mutation, root, passing)
-            # What came of it when it was first tried, before a test was added.
+            # The outcome of the first try, before a test was added.
             known[place] = found | {"first": old.get("first", found["outcome"])}
             print(f"{number} of {len(mutations)}: {json.dumps(found)}", flush=True)
             save(mutations, known)
@@ -185,13 +186,13 @@ def main(files: list[str]) -> None:
 
 
 def save(mutations: list[Mutation], known: dict[tuple, dict]) -> None:
-    """Write ``mutations.json``: what is known of those listed, in their order."""
+    """Write the known results of the listed mutations, in their order, to ``mutations.json``."""
     places = [(m.file, m.old, m.new) for m in mutations]
     write(RESULTS, [known[place] for place in places if place in known])
 
 
 def write(path: Path, rows: list[dict]) -> None:
-    """Replace a file of JSON by these rows, a line each."""
+    """Replace a JSON file by these rows, one per line."""
     text = ",\n".join(" " + json.dumps(row, ensure_ascii=False) for row in rows)
     atomic_write(path, f"[\n{text}\n]\n".encode())
 

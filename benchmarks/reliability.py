@@ -1,14 +1,14 @@
-"""Reliability: kill a run at a random moment, look at what it left, and run it again.
+"""Reliability: kill a run at a random moment, check the files that it left, and run it again.
 
     python -m benchmarks.reliability [KIND …]
 
-A kind of work is run once undisturbed. Then it is begun anew as often as ``KINDS`` says, and each
-time killed (SIGKILL, with the processes that it started) at a moment drawn uniformly, with a seed,
-from the duration of the undisturbed run. Every file that stands under its final name must then be
-as before or as the undisturbed run leaves it; those that grow, as training goes on, must be
-readable. The same command, run again, must end as the undisturbed run did: the same files with the
-same content, bit by bit, but for dates and durations. Results are written to ``reliability.json``
-as they come; what is there is not tried again.
+Each kind of run is first made once, undisturbed. Then it is started again, as often as ``KINDS``
+says, and killed each time (SIGKILL, with the processes that it started). The moment is drawn
+uniformly, with a seed, from the duration of the undisturbed run. After a kill, every file under its
+final name must be as before, or as the undisturbed run leaves it. Files that grow during training
+must be readable. Then the same command runs again. It must end with the same files as the
+undisturbed run, bit by bit, except for dates and durations. Each result is written to
+``reliability.json`` at once. A recorded attempt is not made again.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from .mutations import copied, write
 RESULTS = Path(__file__).parent / "reliability.json"
 NOTEBOOK, RECORDED = "04_learning_guarantees", "03_priorities"
 STEPS = 300
-LIMIT = 1800  # seconds that a run may take
+LIMIT = 1800  # seconds, the longest a run may take
 _CONVERT = """
 import sys
 from dpo_helpers import models
@@ -52,12 +52,13 @@ models.converted("fake")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of work in a folder of its own, which is the cache, the registry and the project.
+    """A kind of run, in its own folder with a cache, a registry, and the project.
 
-    what      it is, in words
-    start     what is there before, made from the folder of what all attempts share
+    what      a description
+    kills     how often it is killed
+    start     prepares the folder, from the folder that all attempts share
     command   the arguments of Python
-    reached   how far a killed run has come, in words
+    reached   how far a killed run got, in words
     """
 
     what: str
@@ -68,7 +69,7 @@ class Kind:
 
 
 def nothing(folder: Path, shared: Path) -> None:
-    """Begin with an empty folder."""
+    """Start from an empty folder."""
 
 
 def train(folder: Path) -> list[str]:
@@ -84,7 +85,7 @@ def steps(folder: Path) -> str:
 
 
 def wheels(folder: Path, shared: Path) -> None:
-    """Begin with a registry that has a wheel of a small model, 100 MB in 16 bit."""
+    """Start from a registry with the wheel of a small model, 100 MB in 16 bits."""
     from tests.test_faults import gguf_file, wheel
 
     there = shared / "wheels"
@@ -110,7 +111,7 @@ def converting(folder: Path) -> str:
 
 
 def project(folder: Path, shared: Path) -> None:
-    """Begin with a copy of the project that has recorded no runs but its hidden states."""
+    """Start from a copy of the project whose only recorded runs are the hidden states."""
     (folder / "root").mkdir()
     copied(folder / "root")
     there = shared / "states"
@@ -129,7 +130,7 @@ def recorded(folder: Path) -> str:
 
 
 def older(folder: Path, shared: Path) -> None:
-    """Begin with the project, its hidden states, and an older notebook in the new one's place."""
+    """Start from the project, its hidden states, and an older notebook in place of the new one."""
     project(folder, shared)
     page = folder / "root" / "build" / "smoke" / "notebooks" / f"{NOTEBOOK}.ipynb"
     page.parent.mkdir(parents=True)
@@ -151,9 +152,9 @@ KINDS = {
 
 
 def run(arguments: list[str], folder: Path, kill_after: float | None = None) -> bool:
-    """Run Python in the folder; whether it was killed ``kill_after`` so many seconds.
+    """Run Python in the folder. Returns whether it was killed, after ``kill_after`` seconds.
 
-    Raises InputError for a run that fails by itself.
+    Raises InputError for a run that fails without being killed.
     """
     root = folder / "root" if (folder / "root").exists() else ROOT
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DPO_")}
@@ -178,15 +179,15 @@ def run(arguments: list[str], folder: Path, kill_after: float | None = None) -> 
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         if kill_after is None:
-            raise InputError(f"{arguments}: no end within {LIMIT} s") from None
+            raise InputError(f"{arguments}: not finished within {LIMIT} s; raise LIMIT") from None
         return True
     if process.returncode:
-        raise InputError(f"{arguments}: failed ({told[-500:].strip()})")
+        raise InputError(f"{arguments}: failed ({told[-500:].strip()}); fix that first")
     return False
 
 
 def names(folder: Path) -> list[str]:
-    """The files that runs write under a folder: all but locks, and what was there to begin with."""
+    """The files that runs write under a folder: all except locks and the files present before."""
     kept = []
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -198,12 +199,12 @@ def names(folder: Path) -> list[str]:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """The hash of each of these files, dates and durations apart."""
+    """The hash of each of these files, without dates and durations."""
     return {name: hashlib.sha256(content(folder / name)).hexdigest() for name in names(folder)}
 
 
 def content(path: Path) -> bytes:
-    """What a file says, without what differs from run to run."""
+    """The content of a file, without what differs from run to run."""
     if path.name == "metrics.jsonl":
         lines = path.read_text().splitlines()
         kept = [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
@@ -221,14 +222,14 @@ def content(path: Path) -> bytes:
 
 
 def partial(name: str) -> bool:
-    """Whether a file is by its name one that was still being written."""
+    """Whether a file's name marks it as partly written."""
     return any(part.startswith(".") or part.endswith(".part") for part in Path(name).parts)
 
 
 def corrupt(folder: Path, before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """The files under their final names that a kill has left as they should not be.
+    """The files under their final names that a kill left damaged.
 
-    ``before`` and ``after`` are the ``files`` with which the undisturbed run begins and ends.
+    ``before`` and ``after`` are the ``files`` at the start and the end of the undisturbed run.
     """
     bad = []
     for name in names(folder):
@@ -253,15 +254,15 @@ def corrupt(folder: Path, before: dict[str, str], after: dict[str, str]) -> list
 
 
 def growing(path: Path) -> bool:
-    """Whether a log of training has every step up to some, once; a last line may be cut short."""
+    """Whether a training log has all steps up to some step, once. Its last line may be cut."""
     lines = [line for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
     return [json.loads(line)["step"] for line in lines[1:]] == list(range(len(lines) - 1))
 
 
 def attempt(name: str, number: int, shared: Path, about: dict) -> dict:
-    """Begin a run, kill it, look at what is left, run it again; ``about`` is the undisturbed one.
+    """Start a run, kill it, check its files, and run it again. ``about`` is the undisturbed run.
 
-    A run that has ended before its moment is begun anew with another.
+    A run that ends before its moment is started again with another moment.
     """
     kind, moments = KINDS[name], random.Random(f"{name} {number}")
     while True:
@@ -295,7 +296,7 @@ def attempt(name: str, number: int, shared: Path, about: dict) -> dict:
 
 
 def undisturbed(name: str, shared: Path) -> dict:
-    """How a kind of work runs if nobody kills it: its seconds, its files before and after."""
+    """The undisturbed run of a kind: its seconds, and its files before and after."""
     kind = KINDS[name]
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
@@ -306,7 +307,7 @@ def undisturbed(name: str, shared: Path) -> dict:
 
 
 def main(kinds: list[str]) -> None:
-    """All attempts, of these kinds or of all, that are not in ``reliability.json`` yet."""
+    """Make the attempts of these kinds, or of all, that ``reliability.json`` does not have."""
     rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
     with tempfile.TemporaryDirectory() as work:
         for name in kinds or KINDS:

@@ -1,8 +1,10 @@
-"""One way of making optimizer steps, in a process of its own: `python -m benchmarks.steps WAY`.
+"""Take optimizer steps in one of several ways, in its own process.
 
-Each line on standard input asks for one step on the same batch of 32 Persona
-statements, with LoRA of 32 pairs of dialogues; each answer is a line of JSON: seconds, peak memory
-in bytes so far, the batch's loss where the way tells it.
+    python -m benchmarks.steps WAY
+
+Each line on standard input requests one step on the same batch: 32 Persona statements, or, with
+LoRA, 32 pairs of dialogues. Each answer is a line of JSON: seconds, peak memory so far in bytes,
+and the loss of the batch if the way reports it.
 """
 
 import json
@@ -25,20 +27,20 @@ from ledger.config import configure
 MODEL = "smollm2-135m"
 BATCH = 32
 WAYS = ("tree", "tree, bf16 weights", "padded", "TRL precomputed", "TRL")
-# Of LoRA such that a few steps move the loss, and losses can be compared.
+# Learning rates, by whether LoRA is used. With LoRA, a few steps must change the loss visibly.
 RATES = {False: 1e-5, True: 1e-3}
 LORA = ("LoRA tree", "LoRA TRL precomputed", "LoRA TRL")
 
 
 def batch() -> tuple[data.Behavior, str]:
-    """The behavior whose first statements are the batch: Anthropic's where at hand."""
+    """The behavior whose first statements are the batch, and its source."""
     if data.at_hand("anthropic"):
         return data.load_behavior("subscribes-to-Buddhism", "anthropic"), "Persona"
     return data.load_behavior("keeps-promises"), "embedded sample"
 
 
 def dialogues(model: lm.Model) -> tuple[list[dict[str, str]], str]:
-    """The first pairs of chapter 8: harmless-base where at hand, else those of the sample."""
+    """The first pairs of chapter 8, or of the sample if they are not available; their source."""
     here = hh_rlhf.at_hand(configure({"tier": "book"}))
     where = "anthropic" if here else "sample"
     rows = list(data.load_pairs(where, hh_rlhf.SUBSET))
@@ -49,7 +51,7 @@ def dialogues(model: lm.Model) -> tuple[list[dict[str, str]], str]:
 
 
 def tree(precision: str, adapter: bool = False) -> Iterator[float]:
-    """Ours: each step is resumed at a ``yield`` of the loss before, and ends at the next."""
+    """Our steps with a token tree. Each ``yield`` after the first ends a step, with its loss."""
     model = lm.load(MODEL)
     if adapter:
         pairs = lm.pairs_from_text(lora.add(model, 0, dropout=0.0), dialogues(model)[0])
@@ -68,7 +70,7 @@ def tree(precision: str, adapter: bool = False) -> Iterator[float]:
 
 
 def padded() -> Iterator[float]:
-    """The same by hand: prompts padded on the right, margin of Yes against No, reference known."""
+    """The same steps in plain code: right-padded prompts, Yes against No, stored reference."""
     model = lm.load(MODEL)
     network = model.network
     pairs = lm.pairs_from_behaviors(model, [batch()[0]]).take(range(BATCH))
@@ -101,7 +103,7 @@ def padded() -> Iterator[float]:
 
 
 def trl(precompute: bool, adapter: bool = False) -> None:
-    """TRL's trainer with its defaults (bf16), the reference in each step or once before."""
+    """TRL's trainer with its defaults (bf16). The reference is computed once, or in each step."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -161,7 +163,7 @@ def trl(precompute: bool, adapter: bool = False) -> None:
             callbacks=[Turns()],
             peft_config=peft,
         )
-        if adapter:  # begins at the same A
+        if adapter:  # start from the same A
             own = dict(trainer.model.named_parameters())
             for name, weight in lora.add(lm.load(MODEL), 0).network.named_parameters():
                 if weight.requires_grad:
@@ -170,7 +172,7 @@ def trl(precompute: bool, adapter: bool = False) -> None:
 
 
 def wait() -> None:
-    """Until a step is asked for; the end of standard input ends the process."""
+    """Wait until a step is requested. The end of standard input ends the process."""
     global began
     if not sys.stdin.readline():
         os._exit(0)
@@ -186,7 +188,7 @@ def answer(loss: float) -> None:
 
 
 if __name__ == "__main__":
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print too
     way = sys.argv[1]
     adapter = way.startswith("LoRA")
     if "TRL" in way:

@@ -385,10 +385,10 @@ def test_the_command_writes_a_report_and_its_numbers(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("there", "out", "part"),
     [
-        ("report.html", "report.html", "report.html: is there and no report; name another"),
-        ("report.json", "report.html", "report.json: is there and no report; name another"),
+        ("report.html", "report.html", "report.html: exists and is not a report; choose another"),
+        ("report.json", "report.html", "report.json: exists and is not a report; choose another"),
         ("report.json", "report.json", "must be a .html file"),
-        ("report.html", "nowhere/report.html", "in a folder that is there"),
+        ("report.html", "nowhere/report.html", "in an existing folder"),
     ],
 )
 def test_the_command_overwrites_nothing_else(tmp_path, there, out, part):

@@ -1,1 +1,1 @@
-"""What the Snakefile calls: executing a notebook, and rendering the book."""
+"""Commands of the Snakefile and the Makefile: execute notebooks, run sweeps, render the book."""

@@ -1,6 +1,7 @@
-"""The book: its pages and one tier's executed notebooks, rendered by Jupyter Book.
+"""Render the book from its pages and one tier's executed notebooks, with Jupyter Book.
 
-python -m workflow.book TIER; with ``links`` behind it, its external links are asked for instead.
+python -m workflow.book TIER          render the book
+python -m workflow.book TIER links    check the external links instead
 """
 
 import json
@@ -18,15 +19,15 @@ from ledger.store import ROOT
 from . import notebook
 
 STALE = """:::{warning}
-**Stale.** The source of this page or the helpers changed since its outputs were made;
-`make book` makes them again.
+**Stale.** The source of this page or the package changed after these outputs were made.
+Run `make book` to make them again.
 :::"""
 
 
 def stage(tier: str) -> Path:
-    """The folder to render: pages, configuration and the tier's executed notebooks.
+    """Copy what is rendered into one folder: pages, configuration, the tier's executed notebooks.
 
-    Where ``$BOOK_URL`` says at which address the book is published, links to its card begin there.
+    If ``$BOOK_URL``, the address of the published book, is set, the link preview uses it.
     """
     target = ROOT / "build" / tier / "source"
     shutil.rmtree(target, ignore_errors=True)
@@ -46,14 +47,14 @@ def stage(tier: str) -> Path:
 
 
 def notebooks(tier: str) -> Path:
-    """Where a tier's executed notebooks are: the book tier's are stored beside their sources."""
+    """The folder of a tier's executed notebooks. The book tier's are beside their sources."""
     return ROOT / "notebooks" if tier == "book" else ROOT / "build" / tier / "notebooks"
 
 
 def render(tier: str) -> Path:
-    """Render the book into ``build/TIER/html``; the old one stays until the new is whole.
+    """Render the book into ``build/TIER/html``. The old book stays until the new one is complete.
 
-    Raises CalledProcessError on any warning: a broken reference is an error.
+    Raises CalledProcessError on any warning, for example a broken reference.
     """
     target, built = ROOT / "build" / tier / "html", ROOT / "build" / tier / "rendering"
     _build(stage(tier), built, "-W", "-n", "--keep-going", "-q")
@@ -64,7 +65,7 @@ def render(tier: str) -> Path:
 
 
 def broken_links(tier: str) -> list[str]:
-    """The external links of a tier's pages that do not answer, a line each: page, address, why."""
+    """The external links of a tier's pages that fail, one line each: page, address, reason."""
     built = ROOT / "build" / tier / "links"
     try:
         _build(stage(tier), built, "-q", "--builder", "linkcheck")
@@ -93,6 +94,6 @@ if __name__ == "__main__":
             sys.exit("\n".join(broken_links(sys.argv[1])) or 0)
         print(render(sys.argv[1]).relative_to(ROOT) / "index.html")
     except subprocess.CalledProcessError:
-        sys.exit("error: the book was not rendered; the warnings above say why")
+        sys.exit("error: the book was not rendered; fix the warnings above")
     except FileNotFoundError as missing:
-        sys.exit(f"error: {missing.filename} is missing; `make run` or `make book` makes it")
+        sys.exit(f"error: {missing.filename} is missing; run `make run` or `make book`")

@@ -1,4 +1,4 @@
-"""A headless Chromium, and a server of a rendered book for it to open."""
+"""A headless Chromium, and a local server for a rendered book."""
 
 import contextlib
 import functools
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-# Where npm puts MathJax for the tests; without it, pages load it from the network.
+# The folder where npm installs MathJax for the tests. Without it, pages load it from the network.
 MATHJAX = ROOT / "build" / "mathjax" / "node_modules" / "mathjax"
 _CDN = "https://cdn.jsdelivr.net/npm/mathjax@3/"
 
-# Asynchronous script: ends when formulas and images are there.
+# Asynchronous script: ends when all formulas and images are loaded.
 SETTLE = """
 const done = arguments[arguments.length - 1];
 const finish = () => Promise.all([...document.images].map(i => i.decode().catch(() => 0)))
@@ -36,7 +36,7 @@ wait(document.querySelector('script[src*="mathjax"]') ? 50 : 0);
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a book as a host does, text compressed; MathJax from its package, if installed."""
+    """Serves a book like a web host, with text compressed, and MathJax locally if installed."""
 
     def do_GET(self) -> None:
         if self.path.startswith("/mathjax/"):
@@ -70,7 +70,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address at which a folder is served inside."""
+    """Serve a folder on this machine inside the context; yields its address."""
     handler = functools.partial(_Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -80,7 +80,7 @@ def served(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def chromium() -> Iterator["Chrome"]:
-    """A headless Chromium with a profile of its own, told to ask the network for nothing else."""
+    """A headless Chromium with its own profile; its background network requests are disabled."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

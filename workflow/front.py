@@ -1,6 +1,6 @@
-"""The pictures that stand for the book, from the recorded run of Figure 3 and the verdicts.
+"""Draw the book's two pictures from the recorded run of Figure 3 and the verdicts.
 
-That of the README and of the first page, and the one that a link to the book is shown with.
+``front.png`` is in the README and on the first page. ``card.png`` is the preview of a link.
 
 python -m workflow.front
 """
@@ -18,22 +18,22 @@ from ledger.store import ROOT, RunStore
 
 
 def front(records: RunStore) -> Figure:
-    """Loss and distance moved of five behaviors, side by side."""
+    """Training loss and displacement of five behaviors, side by side."""
     f3 = records.recorded("f3").arrays
     panels = {"training loss": f3["loss"][:, 0, 0], "‖W(t) − W(0)‖": f3["distance"]}
     return plots.curves(panels, records.config.behaviors)
 
 
 def card(records: RunStore) -> Figure:
-    """1200 × 630 pixels: the title, five curves, and how many claims reproduce."""
+    """The link preview, 1200 × 630 pixels: the title, five curves, and the number of verdicts."""
     verdicts = json.loads((ROOT / "book" / "verdicts.json").read_text("utf-8"))
     count = Counter(verdicts.values())
     figure = plt.figure(figsize=(12, 6.3), dpi=100, layout="none")
     for y, size, text in (
         (0.80, 38, "The learning\ndynamics of DPO"),
-        (0.52, 21, "Which preferences are learned first,\nand what tells it before training"),
-        (0.17, 17, f"{count.total()} claims of Im & Li (ICML 2024), run:\n"
-         f"{count['reproduced']} reproduce, {count['partly']} in part, "
+        (0.52, 21, "Which preferences are learned first,\nand what predicts it before training"),
+        (0.17, 17, f"{count.total()} claims of Im & Li (ICML 2024), tested:\n"
+         f"{count['reproduced']} reproduced, {count['partly']} partly, "
          f"{count['not reproduced']} not"),
     ):  # fmt: skip
         figure.text(0.05, y, text, fontsize=size, va="center", linespacing=1.3)
@@ -44,7 +44,7 @@ def card(records: RunStore) -> Figure:
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_xticks([]), axis.set_yticks([])
     axis.set_xlabel("step", fontsize=17)
-    axis.set_ylabel("loss, five behaviors", fontsize=17)
+    axis.set_ylabel("training loss", fontsize=17)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Grids of parameters: a sweep's file, and the cells that it stands for."""
+"""Read the YAML file of a sweep, check it, and list the cells of its grid."""
 
 import ast
 import hashlib
@@ -25,12 +25,12 @@ _NUMBER = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid of parameters, as its file spells it out.
+    """A grid of parameters, as read from its file.
 
-    name      the file's, without ``.yml``
-    notebook  the chapter that is executed
-    tier      its tier
-    fixed     the parameters that all cells share
+    name      the file's name, without ``.yml``
+    notebook  the chapter to execute
+    tier      the tier to execute it at
+    fixed     the parameters with the same value in all cells
     cells     the swept parameters of each cell, by the cell's id
     """
 
@@ -42,12 +42,12 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Where what comes of it stands."""
+        """The folder of the sweep's results."""
         return ROOT / "build" / "sweeps" / self.name
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML keeps the last."""
+    """A YAML loader that rejects a key given twice. PyYAML would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
@@ -59,11 +59,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: Path) -> Sweep:
-    """The sweep of a file, with every cell checked as far as can be told without executing it.
+    """The sweep of a file. Every cell is checked as far as possible without executing it.
 
-    Raises InputError, naming the file, for YAML that is none, an unknown key, notebook, tier or
-    behavior, a parameter that the notebook does not have or of a wrong type, an empty grid, and two
-    cells that are the same.
+    Raises InputError, which names the file, for invalid YAML, for an unknown key, notebook, tier or
+    behavior, for a parameter that the notebook does not have or that has the wrong type, for an
+    empty grid, and for two equal cells.
     """
     data.checked(path.stem, "sweep")
     content = _content(path)
@@ -81,11 +81,9 @@ def _content(path: Path) -> object:
         raise InputError(f"{path}: no such file; sweeps there: {here}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1
-        raise InputError(
-            f"{path}, line {line}: not valid YAML ({error.problem}); mend it"
-        ) from None
+        raise InputError(f"{path}, line {line}: not valid YAML ({error.problem}); fix it") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)}); mend it") from None
+        raise InputError(f"{path}: cannot be read ({first_line(error)}); fix it") from None
 
 
 def _checked(name: str, content: object) -> Sweep:
@@ -103,7 +101,9 @@ def _checked(name: str, content: object) -> Sweep:
     if chapter not in known:
         raise unknown("notebook", str(chapter), known)
     if not isinstance(fixed, dict) or not isinstance(grid, dict):
-        raise InputError("parameters and grid hold names of parameters: write `beta: …` under each")
+        raise InputError(
+            "parameters and grid must map names of parameters to values; write `beta: …` under each"
+        )
     for parameter, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid, {parameter} = {values!r}: give a list of at least one value")
@@ -124,9 +124,10 @@ def _checked(name: str, content: object) -> Sweep:
 
 
 def _named(chapter: str, fixed: Mapping[str, object], grid: Mapping[str, object]) -> None:
-    """Raises InputError for a parameter that the notebook does not have, or that is given twice.
+    """Check the parameters' names against those of the notebook.
 
-    And for a number that YAML takes for text.
+    Raises InputError for a parameter that the notebook does not have or that is given twice, and
+    for a number that YAML reads as text.
     """
     (cell,) = (
         c for c in notebook.source(chapter).cells if "parameters" in c.metadata.get("tags", ())
@@ -135,18 +136,18 @@ def _named(chapter: str, fixed: Mapping[str, object], grid: Mapping[str, object]
     own.remove("tier")
     for name, value in (*fixed.items(), *((n, v) for n, values in grid.items() for v in values)):
         if name == "tier":
-            raise InputError("tier is no parameter to sweep; write it beside grid")
+            raise InputError("tier cannot be swept; write it beside grid")
         if name not in own:
             raise InputError(f"{chapter}: {unknown('parameter', str(name), own)}")
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             number = yaml.safe_dump(float(value)).split()[0]
             raise InputError(f"{name} = {value!r} is text to YAML; write {number}")
     for name in fixed.keys() & grid.keys():
-        raise InputError(f"{name} is under parameters and under grid; leave one out")
+        raise InputError(f"{name} is both under parameters and under grid; leave one out")
 
 
 def identity(row: Mapping[str, object]) -> str:
-    """A cell's id, from its swept parameters alone: readable, and a name for files."""
+    """A cell's id: readable, usable as a file name, and built from its swept parameters only."""
     whole = "-".join(f"{name}-{text(value, '+')}" for name, value in row.items())
     plain = re.sub(r"[^A-Za-z0-9.+_-]", "-", whole)
     if plain == whole and len(whole) <= 100:
@@ -156,6 +157,6 @@ def identity(row: Mapping[str, object]) -> str:
 
 
 def text(value: object, joint: str = ", ") -> str:
-    """The value of a parameter in words."""
+    """The value of a parameter as text."""
     values = value if isinstance(value, list) else ["default" if value is None else value]
     return joint.join(map(str, values))

@@ -1,4 +1,4 @@
-"""The page on what full fine-tuning needs, its numbers computed.
+"""Write the page on what full fine-tuning needs. Its numbers are computed.
 
 python -m workflow.hardware
 """
@@ -42,29 +42,29 @@ ARCHITECTURES = {
     ),
 }
 GPUS = (1, 2, 8)
-# Memory in GB, and dense bf16 FLOP/s by the data sheet.
+# Memory in GB, and dense bf16 FLOP/s from the data sheet.
 CARDS = {"A100": (80, 312e12), "H100": (80, 989e12), "H200": (141, 989e12)}
-# Persona statements as SmolLM2's tokenizer has them, and dialogues about as long as HH-RLHF's.
+# Lengths in tokens: Persona statements under SmolLM2's tokenizer, dialogues about as in HH-RLHF.
 SHARED, OWN = 11, 21
 DIALOGUE, RESPONSE = 150, 75
 
 
 def statements(n: int) -> Pairs:
-    """n statements: ``SHARED`` tokens are common, ``OWN`` are not; responses are one token."""
+    """n statements with ``SHARED`` common tokens and ``OWN`` more each; responses are one token."""
     prompts = [(0,) * SHARED + (1 + i,) * OWN for i in range(n)]
     return Pairs(tuple(prompts), ((1,),) * n, ((2,),) * n, np.zeros(n, int))
 
 
 def dialogues(n: int) -> Pairs:
-    """n dialogues that share nothing, both responses ``RESPONSE`` tokens long."""
+    """n dialogues without common tokens; both responses have ``RESPONSE`` tokens."""
     prompts = [(i,) * DIALOGUE for i in range(n)]
     return Pairs(tuple(prompts), ((1,) * RESPONSE,) * n, ((2,) * RESPONSE,) * n, np.zeros(n, int))
 
 
 def gigabytes(config: PreTrainedConfig, pairs: Pairs, gpus: int, checkpointing: bool) -> float:
-    """Of each GPU: its part of the shards, what the backward pass keeps, weights gathered in bf16.
+    """Memory of each GPU: its shards, activations, and the weights gathered in bf16.
 
-    ``pairs`` is what one GPU has in one tree.
+    ``pairs`` are the pairs that one GPU has in one tree.
     """
     need = memory.estimate(config, pairs, "bfloat16", checkpointing)
     layer, root = parameters(config)
@@ -74,7 +74,7 @@ def gigabytes(config: PreTrainedConfig, pairs: Pairs, gpus: int, checkpointing: 
 
 
 def parameters(config: PreTrainedConfig) -> tuple[int, int]:
-    """The numbers of one layer's weights, and of all that are in no layer."""
+    """The number of weights in one layer, and the number of weights outside the layers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -86,7 +86,7 @@ def parameters(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def measured() -> dict | None:
-    """The latest measured step, if there is one."""
+    """The latest measured training step, or None."""
     rows = json.loads((ROOT / "benchmarks" / "latest.json").read_text("utf-8"))
     return next((row for row in rows if "share_of_rate" in row), None)
 
@@ -116,7 +116,15 @@ def page() -> str:
             cells.append(f"{flops / (at * step['rate_gflops'] * 1e9):.0f} s")
             cells += [f"{flops / (at * rate) * 1e3:.1f} ms" for _, rate in CARDS.values()]
         times.append([f"`{name}`", *cells])
-    head = ["model", "weights", "GPUs", "statements", "… with checkpointing", "dialogues", "fits"]
+    head = [
+        "model",
+        "weights",
+        "GPUs",
+        "statements",
+        "statements, checkpointing",
+        "dialogues",
+        "fits",
+    ]
     text = TEXT.format(
         shared=SHARED,
         own=OWN,
@@ -125,7 +133,7 @@ def page() -> str:
         response=RESPONSE,
         needs=_table(head, rows),
         times=_table(
-            ["model", "TFLOP a step", "measured machine", *(f"one {c}" for c in CARDS)][
+            ["model", "TFLOP per step", "measured machine", *(f"one {c}" for c in CARDS)][
                 : len(times[0])
             ],
             times,
@@ -140,36 +148,39 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-TEXT = """<!-- Written by python -m workflow.hardware: edit that, not this. -->
+TEXT = """<!-- Written by python -m workflow.hardware: edit that file, not this page. -->
 (hardware)=
 # What full fine-tuning needs
 
-Every weight takes 16 bytes: itself, its gradient and the two averages of AdamW, all float32. To
-that come a bf16 copy and what the backward pass keeps of the forward pass. Memory is in GB for
-each GPU and computed without one: fake tensors go through the step's own code. Sharded over
-several GPUs, each keeps its part of the 16 bytes and gathers a layer ahead.
+Each weight takes 16 bytes: the weight itself, its gradient, and AdamW's two moving averages, all
+in float32. A bf16 copy of the weights and the activations kept for the backward pass come on top.
+Memory is in GB per GPU. It is computed without a GPU: the code of a training step runs on fake
+tensors, which have shapes but no values. With several GPUs, each one keeps its shard of the 16
+bytes and gathers one layer ahead.
 
-*Statements*: a batch of 32 as one tree, {shared} tokens shared and {own} of each its own, {tokens}
-in all, divided over the GPUs. *Dialogues*: a tree of 4,096 tokens a GPU, prompts of {dialogue} and
-responses of {response} tokens, with checkpointing. *Fits*: cards whose memory holds the
-statements, with checkpointing and a tenth to spare.
+- *Statements* is one batch of 32 statements, divided over the GPUs. As one {{term}}`token tree`,
+  the batch has {tokens} tokens: {shared} that all statements share, and {own} more for each one.
+- *Dialogues* is one token tree per GPU, with as many pairs as fit into 4,096 tokens. A prompt has
+  {dialogue} tokens, a response {response}. Checkpointing is on.
+- *Fits* lists the cards that hold the statements, with checkpointing, and have a tenth of their
+  memory to spare.
 
 {needs}
 
-Where it does not fit, set `tokens` lower (more and smaller trees a batch), or take more GPUs. A run
-that runs out of memory ends with the setting that would fit.
+If a run does not fit, lower `tokens`, so that a batch is split into more and smaller trees, or use
+more GPUs. A run that runs out of memory stops with an error that names settings that would fit.
 
 ## How long a step takes
 
-A step has 6 floating-point operations for each weight inside the layers and each token of its
-tree; with checkpointing, 8.
+A step takes 6 floating-point operations for each weight inside the layers and each token of its
+tree. With checkpointing, it takes 8.
 
 {times}
 
-{measured}The GPUs' columns divide by their data sheets' dense bf16 rate and the same share: what it
-would be if they were used as well. So few tokens leave a GPU waiting for its memory, and several
-for each other: take them as lower bounds, and `python -m benchmarks finetune` on yours as the
-measure.
+{measured}All times in the table assume this share: of the measured rate for the measured machine,
+and of the data sheet's dense bf16 rate for a GPU. Take the times of the GPUs as lower bounds: with
+so few tokens, a GPU waits for its memory, and several GPUs wait for each other. Run
+`python -m benchmarks finetune` to measure a step on your machine.
 
 ## How to start it
 
@@ -179,16 +190,19 @@ accelerate launch --config_file configs/llama-2-7b.yaml -m dpo_helpers.finetune 
   --model llama-2-7b --data anthropic --behavior agreeableness --precision bfloat16
 ```
 
-`configs/` holds the configurations for Llama-2-7B and Mistral-7B on 8 GPUs; `--num_processes 2`
-says otherwise. Each process reads all weights in float32 into the host's memory, 4 bytes each; to
-go on with a run that was stopped, which the same command does, its checkpoint, 12 bytes a weight.
+`configs/` has the configurations for Llama-2-7B and Mistral-7B on 8 GPUs. For another number of
+GPUs, pass it to `accelerate launch`, for example `--num_processes 2`. Each process reads all
+weights in float32 into host memory (4 bytes per weight). The same command continues a run that was
+stopped. Each process then reads the run's checkpoint (12 bytes per weight).
 
-`--compile` has `torch.compile` compile the network, for any shape of tree, before the first step is
-taken: a cost paid once, which long runs may earn back. The losses are the same to rounding.
+With `--compile`, `torch.compile` compiles the network before the first step, for trees of any
+shape. This takes time once, and long runs may recover it. The losses are the same up to rounding.
 """
 
-MEASURED = """The measured machine took {ours_s:.2f} s a step of `smollm2-135m`, {percent:.0f} % of
-its bf16 matrix rate of {rate_gflops} GFLOP/s, and {ours_gb} GB ({note}).
+MEASURED = """On the measured machine, a step of `smollm2-135m` took {ours_s:.2f} s and
+{ours_gb} GB. It ran at {percent:.0f} % of the machine's bf16 matrix rate, {rate_gflops} GFLOP/s.
+The step: {note}.
+
 """
 
 

@@ -1,9 +1,8 @@
-"""Notebooks: from their ``.py`` source to a clean executed ``.ipynb``.
+"""Execute a notebook's ``.py`` source into a clean ``.ipynb``.
 
 python -m workflow.notebook CHAPTER TIER OUTPUT.ipynb
 """
 
-import ast
 import hashlib
 import re
 import sys
@@ -18,21 +17,20 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dpo_helpers.files import atomic_write
-from ledger.keys import PACKAGES
 from ledger.store import ROOT
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def source(chapter: str) -> nbformat.NotebookNode:
-    """The notebook of ``notebooks/CHAPTER.py``, its cells' ids made from their content."""
+    """The notebook of ``notebooks/CHAPTER.py``. The id of a cell is a hash of its content."""
     notebook = jupytext.read(ROOT / "notebooks" / f"{chapter}.py")
     _name(notebook)
     return notebook
 
 
 def _name(notebook: nbformat.NotebookNode) -> None:
-    """Give every cell an id made from its content."""
+    """Set the id of every cell to a hash of its content."""
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         digest = hashlib.sha256(f"{cell.cell_type} {cell.source}".encode()).hexdigest()[:12]
@@ -41,17 +39,18 @@ def _name(notebook: nbformat.NotebookNode) -> None:
 
 
 def key(chapter: str) -> str:
-    """What an executed notebook depends on besides its runs: its source and the helpers' code."""
-    helpers = sorted(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))
-    trees = [ast.dump(ast.parse(file.read_text("utf-8"))) for file in helpers]
-    cells = [f"{cell.cell_type} {cell.source}" for cell in source(chapter).cells]
-    return hashlib.sha256("\n".join([*trees, *cells]).encode()).hexdigest()[:16]
+    """A hash of what an executed notebook depends on besides its runs: its source and the code."""
+    helpers = ROOT / "dpo_helpers"
+    files = sorted(path.relative_to(helpers).with_suffix("") for path in helpers.rglob("*.py"))
+    modules = [str(path).replace("/", ".") for path in files]
+    text = "\n".join(f"{cell.cell_type} {cell.source}" for cell in source(chapter).cells)
+    return hashlib.sha256((code_hash(tuple(modules)) + text).encode()).hexdigest()[:16]
 
 
 def execute(
     chapter: str, tier: str, output: Path, parameters: Mapping[str, object] | None = None
 ) -> None:
-    """Execute a chapter at a tier, with other ``parameters`` of it.
+    """Execute a chapter at a tier, with these ``parameters`` changed.
 
     ``output`` is replaced only if every cell succeeds.
 
@@ -69,7 +68,7 @@ def execute(
             progress_bar=False,
             execution_timeout=900 if tier == "smoke" else None,
             extra_arguments=["--log-level=50"],
-            coalesce_streams=True,  # however the prints of a cell arrive
+            coalesce_streams=True,  # so that the timing of prints does not matter
         )
         notebook = clean(nbformat.read(done, as_version=4), store=tier == "book")
     notebook.metadata["dpo"] = {"tier": tier, "key": key(chapter)}
@@ -78,10 +77,10 @@ def execute(
 
 
 def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode:
-    """Without what differs from run to run: times, random ids, stderr, empty tags.
+    """Remove what differs from run to run: times, random ids, stderr, empty tags.
 
-    To ``store`` it, the outputs of cells tagged "not-stored" are left out too:
-    they show statements from the reader's copy of the data.
+    With ``store``, also remove the outputs of cells tagged "not-stored". They show statements from
+    the reader's copy of the data.
     """
     count = 0
     for cell in notebook.cells:
@@ -106,7 +105,7 @@ def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode
 def main(
     chapter: str, tier: str, output: str, parameters: Mapping[str, object] | None = None
 ) -> None:
-    """Execute one chapter; a failure is one line with the notebook, the cell and the reason."""
+    """Execute one chapter. A failure exits with one line: notebook, cell, and reason."""
     try:
         execute(chapter, tier, Path(output), parameters)
     except PapermillExecutionError as error:
@@ -116,13 +115,13 @@ def main(
             f"{error.ename}: {reason[0] if reason else ''}"
         )
     except DeadKernelError:
-        sys.exit(f"error: notebook {chapter}: its kernel died; was it out of memory?")
+        sys.exit(f"error: notebook {chapter}: its kernel died, perhaps out of memory; run it again")
     except CellTimeoutError:
         sys.exit(
-            f"error: notebook {chapter}: a cell took over a quarter of an hour; run it by hand"
+            f"error: notebook {chapter}: a cell took more than 15 minutes; run it in JupyterLab"
         )
     except FileNotFoundError as missing:
-        sys.exit(f"error: notebook {chapter}: no {missing.filename}")
+        sys.exit(f"error: notebook {chapter}: {missing.filename} does not exist; check the name")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The whole book in one PDF: its rendered pages, one after the other, printed by Chromium.
+"""Print the whole book into one PDF: Chromium prints its rendered pages in order.
 
 python -m workflow.pdf TIER
 """
@@ -45,22 +45,22 @@ _FOOTER = (
     '<div style="width: 100%; font-size: 8px; text-align: center">'
     '<span class="pageNumber"></span></div>'
 )
-# What a page has for the screen only; code that the page keeps folded stays out of the print too.
+# Elements for the screen only. Code that is folded on the page is not printed either.
 _ON_SCREEN = "script, button, form, .browse svg, .headerlink, details.hide"
 
 
 def pages() -> dict[str, list[str]]:
-    """The pages of the book in their order, by part."""
+    """The pages of the book, in order, by part."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
     parts = {part["caption"]: [c["file"] for c in part["chapters"]] for part in toc["parts"]}
     return {"": [toc["root"]]} | parts
 
 
 def whole(html: Path) -> str:
-    """The rendered pages under ``html`` as one, to be served from there.
+    """The rendered pages under ``html`` as one page, to be served from that folder.
 
-    Ids begin with the name of their page, links lead to where things are in this page, what is
-    folded is open. A link to a file that is no page is none any more.
+    Ids start with the name of their page. Links lead to their targets within this page. Folded
+    parts are open. Links to files that are not pages become plain text.
     """
     names = [name for part in pages().values() for name in part]
     articles = {name: _article(html, name, names) for name in names}
@@ -89,10 +89,10 @@ def whole(html: Path) -> str:
 
 
 def _article(html: Path, name: str, names: list[str]) -> Tag:
-    """What a page says, with ids and links of the whole."""
+    """The content of a page, with its ids and links changed to those of the whole."""
     page = BeautifulSoup((html / f"{name}.html").read_text("utf-8"), "html.parser")
     article = page.select_one("article.bd-article")
-    for button in article.select("th button"):  # what a table can be sorted by
+    for button in article.select("th button"):  # they sort a table
         button.unwrap()
     for tag in article.select(_ON_SCREEN):
         tag.decompose()
@@ -113,7 +113,7 @@ def _article(html: Path, name: str, names: list[str]) -> Tag:
 
 
 def _moved(tree: Tag, name: str) -> Tag:
-    """With files loaded from where they are as seen from the folder of all pages."""
+    """Make the paths of images, scripts and styles relative to the folder of the whole."""
     for attribute in ("src", "href"):
         for tag in tree.find_all(["img", "script", "link"], attrs={attribute: True}):
             if ":" not in tag[attribute]:
@@ -122,7 +122,7 @@ def _moved(tree: Tag, name: str) -> Tag:
 
 
 def _target(href: str, name: str, names: list[str]) -> str | None:
-    """Where a link of the page ``name`` leads in the whole: None if it is to no page."""
+    """The target, in the whole, of a link on the page ``name``; None if it is not a page."""
     if ":" in href:
         return href
     path, _, place = href.partition("#")
@@ -144,14 +144,14 @@ def _title(article: Tag) -> str:
 
 @contextlib.contextmanager
 def opened(html: Path) -> Iterator["Chrome"]:
-    """Chromium with the whole book under ``html`` open, its formulas set.
+    """Chromium with the whole book under ``html`` open and its formulas rendered.
 
-    Raises InputError where there is no Chromium with its chromedriver, or no rendered book.
+    Raises InputError if Chromium, its chromedriver, or the rendered book is missing.
     """
     if not (CHROMIUM and DRIVER):
-        raise InputError("no Chromium with its chromedriver here; install both")
+        raise InputError("Chromium or its chromedriver is missing; install both")
     if not html.is_dir():
-        raise InputError(f"{html.relative_to(ROOT)} is missing; `make html` or `make run` makes it")
+        raise InputError(f"{html.relative_to(ROOT)} is missing; run `make html` or `make run`")
     with tempfile.TemporaryDirectory() as work, chromium() as browser:
         for path in html.iterdir():
             (Path(work) / path.name).symlink_to(path)
@@ -164,7 +164,7 @@ def opened(html: Path) -> Iterator["Chrome"]:
 
 
 def printed(browser: "Chrome") -> bytes:
-    """The PDF of what is ``opened``, with an outline."""
+    """The PDF of the book that is ``opened``, with an outline."""
     how = {
         "printBackground": True,
         "preferCSSPageSize": True,

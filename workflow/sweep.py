@@ -1,4 +1,4 @@
-"""Sweeps: every cell of a grid of parameters an executed notebook, and one page of them all.
+"""Run a sweep: execute a notebook for each cell of a grid, and write one page of the results.
 
 python -m workflow.sweep sweeps/NAME.yml [options of snakemake]
 """
@@ -23,7 +23,7 @@ from . import grid, notebook, sweep_page
 
 
 def declare(sweep: grid.Sweep) -> None:
-    """Write each cell's ``.json``; what was made of another parameter or older code is removed."""
+    """Write each cell's ``.json``. If it changed, remove the cell's older results."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     key = notebook.key(sweep.notebook)
     for cell, row in sweep.cells.items():
@@ -37,14 +37,14 @@ def declare(sweep: grid.Sweep) -> None:
 
 
 def execute(file: Path) -> None:
-    """Execute the cell declared in ``file``, beside it: its notebook, that as a page, its curves.
+    """Execute the cell declared in ``file``, and write its notebook, web page and curves beside it.
 
-    A failure is one line, kept under ``.failed``.
+    A failure exits with one line, which is also written to ``.failed``.
     """
     cell = json.loads(file.read_text("utf-8"))
     chapter, tier, parameters = (cell[name] for name in ("notebook", "tier", "parameters"))
     executed, failed = file.with_suffix(".ipynb"), file.with_suffix(".failed")
-    # Against a cell that goes on after Snakemake itself was killed.
+    # A cell may still be running after Snakemake itself was killed.
     with FileLock(file.with_suffix(".lock")):
         failed.unlink(missing_ok=True)
         try:
@@ -62,10 +62,10 @@ def execute(file: Path) -> None:
 
 
 def run(path: Path, options: Sequence[str] = ()) -> None:
-    """Run what is missing of the sweep that ``path`` spells out, and render the page of it all.
+    """Run the missing cells of the sweep in the file ``path``, and render the sweep's page.
 
-    ``options`` are Snakemake's. Exits with a line for each cell that is not done. Raises InputError
-    as ``grid.read`` does.
+    ``options`` are passed to Snakemake. Exits with one line for each cell that is not done. Raises
+    InputError as ``grid.read`` does.
     """
     sweep = grid.read(path)
     declare(sweep)
@@ -74,14 +74,14 @@ def run(path: Path, options: Sequence[str] = ()) -> None:
     command = [sys.executable, "-m", "snakemake"]
     command += [str(folder / f"{cell}{kind}") for cell in sweep.cells for kind in sweep_page.MADE]
     command += ["--snakefile", str(Path(__file__).with_suffix(".smk")), "--directory", str(ROOT)]
-    # Without Snakemake's lock, which would outlast a kill: `execute` has one that does not.
+    # Snakemake's lock would outlast a kill. `execute` has a lock that does not.
     command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     command += ["--quiet", "rules", "host", "reason", "progress", *options]
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with subprocess.Popen(command, env={**os.environ, "PATH": programs}) as snakemake:
         try:
             code = snakemake.wait()
-        except KeyboardInterrupt:  # it was told too, and stops its jobs
+        except KeyboardInterrupt:  # Snakemake gets it too, and stops its jobs
             code = snakemake.wait()
     undone = {cell: sweep_page.outcome(sweep, cell) for cell in sweep.cells}
     undone = {cell: line for cell, line in undone.items() if line}
@@ -94,7 +94,7 @@ def run(path: Path, options: Sequence[str] = ()) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("error: name a sweep, such as sweeps/beta.yml")
+        sys.exit("error: no sweep given; name its file, such as sweeps/beta.yml")
     try:
         if sys.argv[1] == "cell":
             execute(Path(sys.argv[2]))

@@ -1,5 +1,5 @@
-# The cells of a sweep, for `python -m workflow.sweep`, which declares each as a .json file and asks
-# for what is missing. A cell that fails leaves none of these outputs, so the next call tries again.
+# The cells of a sweep. `python -m workflow.sweep` writes a .json file for each cell and requests the
+# missing outputs. A cell that fails has none of these outputs, so the next call tries it again.
 
 
 wildcard_constraints:

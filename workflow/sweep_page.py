@@ -1,4 +1,4 @@
-"""The page of a sweep: a table of its runs, their curves side by side; and each notebook's page."""
+"""The page of a sweep (a table of its cells and their curves), and a page for each notebook."""
 
 import base64
 import html
@@ -21,24 +21,24 @@ from dpo_helpers.files import atomic_write
 
 from .grid import Sweep, text
 
-# What a cell is done with.
+# The files of a finished cell.
 MADE = (".ipynb", ".html", ".csv")
 
 
 def outcome(sweep: Sweep, cell: str) -> str:
-    """Why a cell is not done, in one line; empty if it is."""
+    """Why a cell is not done, in one line; empty if it is done."""
     if all((sweep.folder / f"{cell}{kind}").exists() for kind in MADE):
         return ""
     try:
         return (sweep.folder / f"{cell}.failed").read_text("utf-8")
     except FileNotFoundError:
-        return "did not finish; the same command goes on with it"
+        return "did not finish; run the same command again"
 
 
 def render(sweep: Sweep) -> Path:
-    """Write ``index.html`` into the sweep's folder, whatever is done of it, and a picture a curve.
+    """Write ``index.html`` and one picture per curve into the sweep's folder.
 
-    The page stands alone: its pictures are in it.
+    Cells may be missing. The page is self-contained: it embeds its pictures.
     """
     tables = {
         cell: pd.read_csv(
@@ -53,7 +53,7 @@ def render(sweep: Sweep) -> Path:
     facts = {
         "notebook": f"{chapter}, tier {sweep.tier}",
         "swept": ", ".join(swept),
-        "the same in all": ", ".join(_labels(sweep.fixed)) or "the tier's own settings",
+        "the same in all cells": ", ".join(_labels(sweep.fixed)) or "the tier's settings",
         "done": f"{len(tables)} of {count}",
     }
     page = PAGE.format(
@@ -63,7 +63,7 @@ def render(sweep: Sweep) -> Path:
         ),
         table=_table(sweep, tables, names),
         figures="".join(_figure(sweep, tables, name) for name in names)
-        or "<p>No cell that is done has a curve.</p>",
+        or "<p>No finished cell has a curve.</p>",
     )
     index = sweep.folder / "index.html"
     atomic_write(index, page.encode())
@@ -71,7 +71,7 @@ def render(sweep: Sweep) -> Path:
 
 
 def notebook_page(executed: Path) -> str:
-    """A notebook to read: without the code that its page folds away, figures with alt texts."""
+    """A notebook as a web page, without the code that the book folds, and with alt texts."""
     page = nbformat.read(executed, as_version=4)
     for cell in page.cells:
         cell.metadata["alt"] = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
@@ -82,14 +82,14 @@ def notebook_page(executed: Path) -> str:
 
 
 def command(sweep: Sweep, row: Mapping[str, object]) -> str:
-    """The command that executes one cell by itself."""
+    """The command that executes one cell alone."""
     parameters = {"tier": sweep.tier, **sweep.fixed, **row}
     given = yaml.safe_dump(parameters, default_flow_style=True, sort_keys=False, width=math.inf)
     return f"papermill notebooks/{sweep.notebook}.ipynb out.ipynb -y {shlex.quote(given.strip())}"
 
 
 def _labels(row: Mapping[str, object]) -> list[str]:
-    """Parameters with their values; names of behaviors speak for themselves."""
+    """Parameters with their values; behaviors are shown without the parameter's name."""
     return [text(v) if name == "behaviors" else f"{name} {text(v)}" for name, v in row.items()]
 
 
@@ -108,16 +108,16 @@ def _table(sweep: Sweep, tables: Mapping[str, pd.DataFrame], names: list[str]) -
         failed = f"<strong>failed</strong>: {html.escape(outcome(sweep, cell))}"
         line["notebook, curves"] = links if cell in tables else failed
         again = html.escape(command(sweep, row))
-        line["by itself"] = f"<details><summary>command</summary><code>{again}</code></details>"
+        line["run alone"] = f"<details><summary>command</summary><code>{again}</code></details>"
         rows.append(line)
     table = pd.DataFrame(rows).to_html(escape=False, index=False, border=0, justify="left")
     return table.replace("<th>", '<th scope="col">')
 
 
 def _figure(sweep: Sweep, tables: Mapping[str, pd.DataFrame], name: str) -> str:
-    """One curve of all cells: a panel a value of the first parameter, a line a value of the rest.
+    """One curve of all cells: a panel for each value of the first parameter, a line for each cell.
 
-    Of a single parameter, a line a value.
+    With a single parameter, there is one panel.
     """
     panels: dict[str, dict] = {}
     colors, last = {}, {}
@@ -143,7 +143,7 @@ def _figure(sweep: Sweep, tables: Mapping[str, pd.DataFrame], name: str) -> str:
         figure.savefig(picture, metadata={"Date": None}, bbox_inches="tight")
     lowest, highest = min(last, key=last.get), max(last, key=last.get)
     alt = (
-        f"{name} against step in {len(last)} cells of {len(panels)} panels. It ends lowest with "
+        f"{name} against step for {len(last)} cells in {len(panels)} panels. It ends lowest with "
         f"{lowest}, at {last[lowest]:.3g}, and highest with {highest}, at {last[highest]:.3g}."
     )
     return FIGURE.format(
@@ -184,12 +184,12 @@ summary {{ white-space: nowrap; }}
 <h1>Sweep: {name}</h1>
 <dl>{facts}</dl>
 <h2>All runs</h2>
-<p>Of each curve the last value and, in brackets, the mean over the steps that were measured.</p>
+<p>Each curve is shown by its last value and, in brackets, its mean over the measured steps.</p>
 <div class="wide" role="region" aria-label="All runs" tabindex="0">
 {table}
 </div>
 <h2>Curves</h2>
-<p>The axes of a curve are the same in all its panels.</p>
+<p>All panels of a curve have the same axes.</p>
 {figures}
 </main>
 </body>
