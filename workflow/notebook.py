@@ -3,6 +3,7 @@
 python -m workflow.notebook CHAPTER TIER OUTPUT.ipynb
 """
 
+import ast
 import hashlib
 import re
 import sys
@@ -17,6 +18,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dpo_helpers.files import atomic_write
+from ledger.keys import PACKAGES
 from ledger.store import ROOT
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -40,11 +42,10 @@ def _name(notebook: nbformat.NotebookNode) -> None:
 
 def key(chapter: str) -> str:
     """A hash of what an executed notebook depends on besides its runs: its source and the code."""
-    helpers = ROOT / "dpo_helpers"
-    files = sorted(path.relative_to(helpers).with_suffix("") for path in helpers.rglob("*.py"))
-    modules = [str(path).replace("/", ".") for path in files]
-    text = "\n".join(f"{cell.cell_type} {cell.source}" for cell in source(chapter).cells)
-    return hashlib.sha256((code_hash(tuple(modules)) + text).encode()).hexdigest()[:16]
+    helpers = sorted(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))
+    trees = [ast.dump(ast.parse(file.read_text("utf-8"))) for file in helpers]
+    cells = [f"{cell.cell_type} {cell.source}" for cell in source(chapter).cells]
+    return hashlib.sha256("\n".join([*trees, *cells]).encode()).hexdigest()[:16]
 
 
 def execute(
