@@ -64,14 +64,19 @@ def behaviors(config: Config) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
+def record_hidden_states(records: RunStore) -> None:
+    """Record the hidden states of all behaviors of the tier's chapters."""
+    for behavior in behaviors(records.config):
+        records.states(behavior)
+
+
 def record(tier: str, what: str) -> None:
     """Record a tier's ``model``, its ``hidden`` states, or a chapter's runs, as the tier says."""
     records = RunStore(configure({"tier": tier}))
     if what == "model":
         prepare(records.config.model)
     elif what == "hidden":
-        for behavior in behaviors(records.config):
-            records.states(behavior)
+        record_hidden_states(records)
     elif what not in CHAPTERS:
         raise unknown("chapter", what, CHAPTERS)
     else:

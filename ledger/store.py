@@ -101,7 +101,7 @@ class RunStore:
 
         Raises InputError when there is no record and it cannot be made.
         """
-        key = self._key(settings, inputs, make)
+        key = self.key(settings, inputs, make)
         missing = tuple(what for what, sha256 in inputs.items() if sha256 is None)
         differs, record = self._nearest(name, key)
         if record and not differs:
@@ -139,7 +139,8 @@ class RunStore:
         write(self.root / name, arrays, info)
         return dataclasses.replace(read(self.root / name), name=name)
 
-    def _key(self, settings: Mapping, inputs: Mapping, make: Callable) -> dict[str, object]:
+    def key(self, settings: Mapping, inputs: Mapping, make: Callable) -> dict[str, object]:
+        """What decides a run: its settings, the hashes of its inputs, the hash of its code."""
         code = code_sha256(make, RunStore)
         return {"settings": _plain(settings), "inputs": dict(inputs), "code": code}
 
@@ -161,7 +162,7 @@ class RunStore:
         make: Callable[[], Mapping[str, np.ndarray]],
     ) -> bool:
         """Whether a record of that name matches, as far as can be told from here."""
-        key = self._key(settings, inputs, make)
+        key = self.key(settings, inputs, make)
         return any(not _differs(record.info["key"], key) for record in self.find(name))
 
     def recorded(self, name: str) -> Run | None:
