@@ -70,9 +70,7 @@ def quotes_run(records: RunStore) -> Run:
         return {"found": np.array([found(*quote) for quote in QUOTES])}
 
     inputs = {name: table and table.sha256 for name, table in tables.items()}
-    return records.replay_or_run(
-        "f1", {"quotes": QUOTES}, inputs, ("experiments.case_study.quotes_run",), make
-    )
+    return records.replay_or_run("f1", {"quotes": QUOTES}, inputs, make)
 
 
 def share_along_mean(records: RunStore, sampling: str, steps: int) -> np.ndarray:
@@ -102,7 +100,6 @@ def planes_run(records: RunStore) -> Run:
         "f2",
         {"behaviors": behaviors, "umap": "defaults, seed 0"},
         {s.behavior: s.sha256 for s in states},
-        ("geometry.plane",),
         lambda: {s.behavior: umap_2d(s.g) for s in states},
     )
 

@@ -6,6 +6,7 @@ import torch
 from scipy.special import expit
 
 from dpo_helpers import dpo
+from experiments import objectives
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,7 +85,7 @@ def test_margin_properties():
 
 def test_bradley_terry():
     _, _, rewards = _policies(1)
-    p = dpo.bradley_terry(rewards)
+    p = objectives.bradley_terry(rewards)
     assert p.shape == (4, 5, 5)
     torch.testing.assert_close(p + p.mT, torch.ones_like(p), rtol=1e-15, atol=0)
     for x, r in enumerate(rewards.exp().numpy()):
@@ -94,8 +95,8 @@ def test_bradley_terry():
 def test_bradley_terry_sees_only_differences_of_a_prompt():
     _, _, rewards = _policies(2)
     shift = torch.tensor([[3.0], [-2.0], [0.5], [10.0]], dtype=torch.float64)
-    p = dpo.bradley_terry(rewards)
-    torch.testing.assert_close(dpo.bradley_terry(rewards + shift), p, rtol=1e-13, atol=0)
+    p = objectives.bradley_terry(rewards)
+    torch.testing.assert_close(objectives.bradley_terry(rewards + shift), p, rtol=1e-13, atol=0)
 
 
 def test_objectives_by_enumeration():
@@ -110,9 +111,9 @@ def test_objectives_by_enumeration():
                 odds = (p[x, y] / q[x, y]) / (p[x, other] / q[x, other])
                 preferred = expit(r[x, y] - r[x, other])
                 loss -= preferred * np.log(expit(beta * np.log(odds))) / (2 * 9)
-    found = dpo.rlhf_objective(policy, reference, rewards, beta).item()
+    found = objectives.rlhf_objective(policy, reference, rewards, beta).item()
     assert found == pytest.approx(value, rel=1e-13)
-    found = dpo.population_loss(policy, reference, rewards, beta).item()
+    found = objectives.population_loss(policy, reference, rewards, beta).item()
     assert found == pytest.approx(loss, rel=1e-13)
 
 
@@ -124,11 +125,11 @@ def test_rlhf_objective_is_log_partition_minus_divergence(beta):
         log_z = (reference + rewards / beta).logsumexp(-1)
         best = reference + rewards / beta - log_z[:, None]
         divergence = (policy.exp() * (policy - best)).sum(-1)
-        value = dpo.rlhf_objective(policy, reference, rewards, beta).item()
+        value = objectives.rlhf_objective(policy, reference, rewards, beta).item()
         assert value == pytest.approx(beta * (log_z - divergence).mean().item(), rel=1e-12)
-        optimum = dpo.rlhf_optimum(reference, rewards, beta)
+        optimum = objectives.rlhf_optimum(reference, rewards, beta)
         torch.testing.assert_close(optimum, best, rtol=1e-12, atol=1e-14)
-        top = dpo.rlhf_objective(optimum, reference, rewards, beta).item()
+        top = objectives.rlhf_objective(optimum, reference, rewards, beta).item()
         assert top == pytest.approx(beta * log_z.mean().item(), rel=1e-12)
         assert top > value
 
@@ -136,28 +137,30 @@ def test_rlhf_objective_is_log_partition_minus_divergence(beta):
 def test_optimum_has_the_rewards_as_its_margins():
     """β[log(π*/π_ref)(y) − log(π*/π_ref)(y′)] = r(y) − r(y′): what turns (3) into (4)."""
     _, reference, rewards = _policies(6)
-    best = dpo.rlhf_optimum(reference, rewards, 0.3)
+    best = objectives.rlhf_optimum(reference, rewards, 0.3)
     margins = dpo.margin(best[:, 0], best[:, 1], reference[:, 0], reference[:, 1], 0.3)
     torch.testing.assert_close(margins, rewards[:, 0] - rewards[:, 1], rtol=1e-12, atol=1e-14)
 
 
 def test_population_loss_is_least_where_its_gradient_vanishes():
     policy, reference, rewards = _policies(7)
-    best = dpo.rlhf_optimum(reference, rewards, 0.5).requires_grad_()
-    least = dpo.population_loss(best, reference, rewards, 0.5)
+    best = objectives.rlhf_optimum(reference, rewards, 0.5).requires_grad_()
+    least = objectives.population_loss(best, reference, rewards, 0.5)
     (gradient,) = torch.autograd.grad(least, best)
     assert gradient.abs().max() < 1e-14
-    assert least < dpo.population_loss(reference, reference, rewards, 0.5) - 1e-3
-    assert least < dpo.population_loss(policy, reference, rewards, 0.5) - 1e-3
+    assert least < objectives.population_loss(reference, reference, rewards, 0.5) - 1e-3
+    assert least < objectives.population_loss(policy, reference, rewards, 0.5) - 1e-3
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_both_optima_agree(seed):
     """T0: the numerical optima of (3) and (4) are one policy, that of the closed form."""
     _, reference, rewards = _policies(seed)
-    best = dpo.rlhf_optimum(reference, rewards, 0.5).exp()
-    rlhf = dpo.fit(lambda p: -dpo.rlhf_objective(p, reference, rewards, 0.5), (4, 5))
-    direct = dpo.fit(lambda p: dpo.population_loss(p, reference, rewards, 0.5), (4, 5))
+    best = objectives.rlhf_optimum(reference, rewards, 0.5).exp()
+    rlhf = objectives.fit(lambda p: -objectives.rlhf_objective(p, reference, rewards, 0.5), (4, 5))
+    direct = objectives.fit(
+        lambda p: objectives.population_loss(p, reference, rewards, 0.5), (4, 5)
+    )
     assert (rlhf - direct).abs().max() < 1e-6
     assert (rlhf - best).abs().max() < 1e-6
     assert (direct - best).abs().max() < 1e-6
@@ -166,5 +169,7 @@ def test_both_optima_agree(seed):
 
 def test_fit_finds_a_known_policy():
     target = torch.tensor([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9]], dtype=torch.float64)
-    found = dpo.fit(lambda p: -(target * p).sum(), (2, 3))  # cross-entropy: least at the target
+    found = objectives.fit(
+        lambda p: -(target * p).sum(), (2, 3)
+    )  # cross-entropy: least at the target
     torch.testing.assert_close(found, target, rtol=0, atol=1e-8)
