@@ -35,8 +35,8 @@ pdf: html ## the whole book in one file, build/book/book.pdf; needs Chromium wit
 links: $(STAMP) ## ask for every external link of the book; needs a network
 	$(RUN) python -m workflow.book book links
 
-lab: $(STAMP) ## open the notebooks in JupyterLab
-	$(RUN) jupyter lab notebooks
+lab: $(STAMP) ## open the notebooks in JupyterLab; to save one saves its .py and its .ipynb
+	$(RUN) JUPYTER_CONFIG_PATH=workflow python -m jupyterlab
 
 SWEEP ?= sweeps/beta.yml
 sweep: $(STAMP) ## run a grid of parameters: make sweep SWEEP=sweeps/beta.yml, on a cluster PROFILE=profiles/slurm
@@ -55,8 +55,9 @@ bench: $(STAMP) ## measure; writes benchmarks/latest.json and book/hardware.md
 lint: $(STAMP) ## format and lint
 	$(RUN) ruff format . && $(RUN) ruff check --fix .
 
-sync: $(STAMP) ## carry edits of the .ipynb notebooks back to their .py sources
-	$(RUN) jupytext --sync notebooks/*.py
+sync: $(STAMP) ## make the files of each pair agree: the cells of the younger one, outputs kept
+	$(RUN) jupytext --quiet --sync notebooks/*.py
+	$(RUN) jupytext --quiet --to py:percent notebooks/[0-9]*.ipynb
 
 clean: ## remove what the other targets made, recorded runs apart
 	rm -rf build .venv .snakemake

@@ -14,6 +14,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
+from jupytext.config import load_jupytext_config
+from jupytext.jupytext import drop_text_representation_metadata
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -21,12 +23,15 @@ from dpo_helpers.files import atomic_write
 from ledger.keys import PACKAGES
 from ledger.store import ROOT
 
+from . import pairs
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def source(chapter: str) -> nbformat.NotebookNode:
     """The notebook of ``notebooks/CHAPTER.py``. The id of a cell is a hash of its content."""
-    notebook = jupytext.read(ROOT / "notebooks" / f"{chapter}.py")
+    path = ROOT / "notebooks" / f"{chapter}.py"
+    notebook = jupytext.read(path, config=load_jupytext_config(str(path)))
     _name(notebook)
     return notebook
 
@@ -80,27 +85,28 @@ def execute(
 def clean(notebook: nbformat.NotebookNode, store: bool) -> nbformat.NotebookNode:
     """Remove what differs from run to run: times, random ids, stderr, empty tags.
 
-    With ``store``, also remove the outputs of cells tagged "not-stored". They show statements from
-    the reader's copy of the data.
+    The rest has the form in which jupytext stores a pair, so that saving it unchanged in JupyterLab
+    changes no byte. With ``store``, also remove the outputs of cells tagged "not-stored". They show
+    statements from the reader's copy of the data.
     """
+    if store:
+        pairs.drop_outputs(notebook)
     count = 0
     for cell in notebook.cells:
-        kept = {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
+        kept = {k: v for k, v in cell.metadata.items() if k in pairs.CELL_METADATA and v}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-            if store and "not-stored" in kept.get("tags", ()):
-                cell.outputs = []
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = count
     _name(notebook)
-    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
-    notebook.metadata = nbformat.from_dict({"kernelspec": spec, "language_info": language})
-    return notebook
+    kept = {k: v for k, v in notebook.metadata.items() if k in pairs.METADATA}
+    notebook.metadata = nbformat.from_dict(kept)
+    pairs.drop_version(notebook)
+    return drop_text_representation_metadata(notebook)
 
 
 def main(
