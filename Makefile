@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
-SNAKEMAKE := $(RUN) snakemake --quiet rules host reason progress
+SNAKEMAKE := $(RUN) python -m workflow.progress
 
 .DEFAULT_GOAL := help
 .PHONY: help run book html pdf links lab sweep test accept bench lint sync clean

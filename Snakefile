@@ -1,8 +1,9 @@
 # model -> hidden states -> recorded runs -> executed notebooks -> book, for one tier:
 #
-#   snakemake --config tier=smoke      (make run)
-#   snakemake --config tier=book       (make book)
+#   python -m workflow.progress --config tier=smoke      (make run)
+#   python -m workflow.progress --config tier=book       (make book)
 #
+# That is snakemake with a line a step; what a step prints is in build/TIER/log.
 # The stamps under build/ are for Snakemake, which compares times. What is true of a recorded
 # run is its key: a job asks for it, and replays the record where it matches. So a fresh clone,
 # whose times mean nothing, redoes no run that is recorded. Notebooks and pages are no outputs of
@@ -37,8 +38,10 @@ rule book:
         [f"{BUILD}/scorecard.done"] if TIER == "book" else [],
     output:
         touch(f"{BUILD}/book.done"),
+    log:
+        f"{BUILD}/log/book.log",
     shell:
-        "{PYTHON} -m workflow.book {TIER}"
+        "{PYTHON} -m workflow.book {TIER} > {log} 2>&1"
 
 
 localrules:
@@ -50,8 +53,10 @@ rule model:
         CODE,
     output:
         touch(f"{BUILD}/model.done"),
+    log:
+        f"{BUILD}/log/model.log",
     shell:
-        "{PYTHON} -m experiments {TIER} model"
+        "{PYTHON} -m experiments {TIER} model > {log} 2>&1"
 
 
 rule hidden_states:
@@ -62,8 +67,10 @@ rule hidden_states:
     output:
         touch(f"{BUILD}/hidden.done"),
     threads: 2
+    log:
+        f"{BUILD}/log/hidden_states.log",
     shell:
-        "{PYTHON} -m experiments {TIER} hidden"
+        "{PYTHON} -m experiments {TIER} hidden > {log} 2>&1"
 
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
@@ -86,8 +93,10 @@ rule runs:
     output:
         touch(f"{BUILD}/runs/{{chapter}}.done"),
     threads: lambda wildcards: 2 if wildcards.chapter in LONG else 1
+    log:
+        f"{BUILD}/log/{{chapter}}-runs.log",
     shell:
-        "{PYTHON} -m experiments {TIER} {wildcards.chapter}"
+        "{PYTHON} -m experiments {TIER} {wildcards.chapter} > {log} 2>&1"
 
 
 rule scorecard:
@@ -97,8 +106,10 @@ rule scorecard:
         "claims.yml",
     output:
         touch(f"{BUILD}/scorecard.done"),
+    log:
+        f"{BUILD}/log/scorecard.log",
     shell:
-        "{PYTHON} -m workflow.claims && {PYTHON} -m workflow.front"
+        "({PYTHON} -m workflow.claims && {PYTHON} -m workflow.front) > {log} 2>&1"
 
 
 rule notebook:
@@ -108,7 +119,11 @@ rule notebook:
         CODE,
         "claims.yml",
         "workflow/notebook.py",
+        "workflow/pairs.py",
     output:
         touch(f"{BUILD}/executed/{{chapter}}.done"),
+    log:
+        f"{BUILD}/log/{{chapter}}-notebook.log",
     shell:
-        "{PYTHON} -m workflow.notebook {wildcards.chapter} {TIER} {EXECUTED}/{wildcards.chapter}.ipynb"
+        "{PYTHON} -m workflow.notebook {wildcards.chapter} {TIER}"
+        " {EXECUTED}/{wildcards.chapter}.ipynb > {log} 2>&1"

@@ -74,7 +74,7 @@ def test_a_notebook_that_fails_leaves_the_older_one(project):
     page = project / "build" / "smoke" / "html" / "notebooks" / "00_setup.html"
     before, old = source.read_text(), (stored.read_bytes(), page.read_bytes())
     source.write_text(before + "\n# %%\nraise ValueError('broken')\n")
-    command = [str(Path(sys.executable).parent / "snakemake"), "--config", "tier=smoke"]
+    command = [sys.executable, "-m", "workflow.progress", "--config", "tier=smoke"]
     environment = {**os.environ, "PYTHONPATH": str(project), "DPO_ROOT": str(project)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     try:
@@ -82,5 +82,10 @@ def test_a_notebook_that_fails_leaves_the_older_one(project):
     finally:
         source.write_text(before)
     assert done.returncode != 0
-    assert "error: notebook 00_setup, cell" in done.stdout + done.stderr
+    said = done.stderr.splitlines()
+    (failed,) = (i for i, line in enumerate(said) if line.startswith("[failed] 00_setup: notebook"))
+    assert said[failed + 1].startswith("error: notebook 00_setup, cell")
+    assert said[failed + 1].endswith("ValueError: broken")
+    log = project / said[failed + 2].removeprefix("log: ")
+    assert said[failed + 1] in log.read_text().splitlines()
     assert (stored.read_bytes(), page.read_bytes()) == old

@@ -94,6 +94,6 @@ if __name__ == "__main__":
             sys.exit("\n".join(broken_links(sys.argv[1])) or 0)
         print(render(sys.argv[1]).relative_to(ROOT) / "index.html")
     except subprocess.CalledProcessError:
-        sys.exit("error: the book was not rendered; fix the warnings above")
+        sys.exit("error: the book was not rendered; fix the warnings")
     except FileNotFoundError as missing:
         sys.exit(f"error: {missing.filename} is missing; run `make run` or `make book`")

@@ -71,12 +71,11 @@ def run(path: Path, options: Sequence[str] = ()) -> None:
     declare(sweep)
     print(f"sweep {sweep.name}: {len(sweep.cells)} cells of {sweep.notebook}", flush=True)
     folder = sweep.folder.relative_to(ROOT)
-    command = [sys.executable, "-m", "snakemake"]
+    command = [sys.executable, "-m", "workflow.progress"]
     command += [str(folder / f"{cell}{kind}") for cell in sweep.cells for kind in sweep_page.MADE]
     command += ["--snakefile", str(Path(__file__).with_suffix(".smk")), "--directory", str(ROOT)]
     # Snakemake's lock would outlast a kill. `execute` has a lock that does not.
-    command += ["--keep-going", "--rerun-incomplete", "--nolock"]
-    command += ["--quiet", "rules", "host", "reason", "progress", *options]
+    command += ["--keep-going", "--rerun-incomplete", "--nolock", *options]
     programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with subprocess.Popen(command, env={**os.environ, "PATH": programs}) as snakemake:
         try:

@@ -15,5 +15,7 @@ rule cell:
         "build/sweeps/{sweep}/{cell}.html",
         "build/sweeps/{sweep}/{cell}.csv",
     threads: 2
+    log:
+        "build/sweeps/{sweep}/{cell}.log",
     shell:
-        "python -m workflow.sweep cell {input:q}"
+        "python -m workflow.sweep cell {input:q} > {log:q} 2>&1"
