@@ -43,7 +43,7 @@ sweep: $(STAMP) ## run a grid of parameters: make sweep SWEEP=sweeps/beta.yml, o
 	$(RUN) python -m workflow.sweep $(SWEEP) $(if $(PROFILE),--workflow-profile $(PROFILE))
 
 test: run ## run all the tests, on the smoke run's notebooks and pages too
-	$(RUN) python -m pytest -n 2 --dist loadfile
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 accept: $(STAMP) ## pin the numbers that have moved; look at the change before you commit it
 	$(RUN) python -m tests.pins

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 
 from experiments import CHAPTERS
+from ledger.keys import PACKAGES
 
 TIER = config.get("tier", "smoke")
-PYTHON = "python"
 BUILD = f"build/{TIER}"
 # The book tier's notebooks are stored beside their sources.
 EXECUTED = "notebooks" if TIER == "book" else f"{BUILD}/notebooks"
@@ -23,10 +23,12 @@ FOLDER = os.environ.get("DPO_DATA_DIR")
 DATA = sorted(map(str, Path(FOLDER).rglob("*.jsonl*"))) if FOLDER and TIER != "smoke" else SAMPLE
 
 
-# Chapters depend on the whole of the code: what a change leaves as it was is replayed, which is cheap.
-CODE = sorted(str(path) for name in ("dpo_helpers", "experiments", "ledger") for path in Path(name).rglob("*.py"))
+# Every step depends on all code. After an edit it asks the keys of its runs again, and replays
+# those that the edit does not concern, which is cheap.
+CODE = sorted(str(path) for name in PACKAGES for path in Path(name).rglob("*.py"))
 
 
+# OMP_NUM_THREADS: with more threads than cores, steps that run side by side slow each other down.
 rule book:
     input:
         expand(f"{BUILD}/executed/{{chapter}}.done", chapter=CHAPTERS),
@@ -41,7 +43,7 @@ rule book:
     log:
         f"{BUILD}/log/book.log",
     shell:
-        "{PYTHON} -m workflow.book {TIER} > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m workflow.book {TIER} > {log} 2>&1"
 
 
 localrules:
@@ -56,7 +58,7 @@ rule model:
     log:
         f"{BUILD}/log/model.log",
     shell:
-        "{PYTHON} -m experiments {TIER} model > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m experiments {TIER} model > {log} 2>&1"
 
 
 rule hidden_states:
@@ -70,7 +72,7 @@ rule hidden_states:
     log:
         f"{BUILD}/log/hidden_states.log",
     shell:
-        "{PYTHON} -m experiments {TIER} hidden > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m experiments {TIER} hidden > {log} 2>&1"
 
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
@@ -96,7 +98,7 @@ rule runs:
     log:
         f"{BUILD}/log/{{chapter}}-runs.log",
     shell:
-        "{PYTHON} -m experiments {TIER} {wildcards.chapter} > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m experiments {TIER} {wildcards.chapter} > {log} 2>&1"
 
 
 rule scorecard:
@@ -109,7 +111,7 @@ rule scorecard:
     log:
         f"{BUILD}/log/scorecard.log",
     shell:
-        "({PYTHON} -m workflow.claims && {PYTHON} -m workflow.front) > {log} 2>&1"
+        "(python -m workflow.claims && python -m workflow.front) > {log} 2>&1"
 
 
 rule notebook:
@@ -125,5 +127,5 @@ rule notebook:
     log:
         f"{BUILD}/log/{{chapter}}-notebook.log",
     shell:
-        "{PYTHON} -m workflow.notebook {wildcards.chapter} {TIER}"
+        "OMP_NUM_THREADS={threads} python -m workflow.notebook {wildcards.chapter} {TIER}"
         " {EXECUTED}/{wildcards.chapter}.ipynb > {log} 2>&1"
