@@ -12,7 +12,7 @@ import pytest
 from ledger.store import ROOT
 
 pytestmark = pytest.mark.slow
-EVERYTHING = {"hidden_states", "runs", "notebook", "book"}
+EVERYTHING = {"model", "hidden_states", "runs", "notebook", "book"}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,10 @@ def test_nothing_to_do_after_a_run(project):
 @pytest.mark.parametrize(
     "file, redone",
     [
-        ("dpo_helpers/tree.py", EVERYTHING),
-        ("dpo_helpers/config.py", EVERYTHING | {"model"}),
-        ("dpo_helpers/data/sample/persona/loves-gardening.jsonl", EVERYTHING),
-        ("dpo_helpers/last_layer.py", {"runs", "notebook", "book"}),
-        ("dpo_helpers/plots.py", {"notebook", "book"}),
+        ("dpo_helpers/states/token_trie.py", EVERYTHING),
+        ("experiments/case_study.py", EVERYTHING),
+        ("ledger/config.py", EVERYTHING),
+        ("dpo_helpers/data/sample/persona/loves-gardening.jsonl", EVERYTHING - {"model"}),
         ("notebooks/01_case_study.py", {"notebook", "book"}),
         ("claims.yml", {"notebook", "book"}),
         ("_config.yml", {"book"}),
