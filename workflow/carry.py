@@ -123,10 +123,14 @@ def remake(names: tuple[str, ...]) -> None:
         row = {"difference": worst, "tolerance": tolerance(name), "code": ""}
         row["seconds"] = round(time.monotonic() - start, 1)
         pending[name] = row
-        print(f"{name}: largest relative difference {worst:.2g}, {row['seconds']:.0f} s", flush=True)
+        print(
+            f"{name}: largest relative difference {worst:.2g}, {row['seconds']:.0f} s", flush=True
+        )
 
     pending: dict[str, dict] = {}
-    known = {str(p.parent.relative_to(ROOT / "results")) for p in (ROOT / "results").rglob("run.json")}
+    known = {
+        str(p.parent.relative_to(ROOT / "results")) for p in (ROOT / "results").rglob("run.json")
+    }
     for name in names:
         if name not in known:
             raise unknown("record", name, known)

@@ -20,8 +20,17 @@ from ledger.store import ROOT, RunStore
 def front(records: RunStore) -> Figure:
     """Training loss and displacement of five behaviors, side by side."""
     f3 = records.recorded("f3").arrays
-    panels = {"training loss": f3["loss"][:, 0, 0], "‖W(t) − W(0)‖": f3["distance"]}
-    return plots.curves(panels, records.config.behaviors)
+    panels = {"training loss": f3["loss"][:, 0, 0], "displacement ‖W(t) − W(0)‖": f3["distance"]}
+    plots.use_style()
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.8))
+    for axis, (label, values) in zip(axes, panels.items(), strict=True):
+        for number, behavior in enumerate(records.config.behaviors):
+            name = f"{number + 1} {plots.short(behavior)}"
+            steps = np.arange(values.shape[1])
+            plots.band(axis, steps, values[number], color=plots.color(behavior), label=name)
+        axis.set(xlabel="step", ylabel=label, xlim=(0, values.shape[1] - 1))
+    plots.legend_below(figure, axes[0])
+    return figure
 
 
 def card(records: RunStore) -> Figure:

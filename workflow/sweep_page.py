@@ -11,8 +11,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
@@ -114,6 +116,27 @@ def _table(sweep: Sweep, tables: Mapping[str, pd.DataFrame], names: list[str]) -
     return table.replace("<th>", '<th scope="col">')
 
 
+def _drawn(panels: Mapping[str, Mapping[str, pd.Series]], colors: Mapping, name: str) -> Figure:
+    """Panels by title, two a row, with curves by label; all with the same vertical axis."""
+    rows = -(-len(panels) // 2)
+    with plt.style.context(plots.STYLE):
+        size = (4.4 * min(2, len(panels)) + 0.4, 3.1 * rows + 0.4)
+        figure, axes = plt.subplots(
+            rows, min(2, len(panels)), figsize=size, sharey=True, squeeze=False
+        )
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        drawn = {}
+        for axis, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+            for label, curve in curves.items():
+                (drawn[label],) = axis.plot(curve.index, curve, color=colors[label])
+            axis.set(xlabel="step", ylabel=name, title=title)
+        legend = dict(loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(drawn.values(), drawn.keys(), **legend)
+    plt.close(figure)
+    return figure
+
+
 def _figure(sweep: Sweep, tables: Mapping[str, pd.DataFrame], name: str) -> str:
     """One curve of all cells: a panel for each value of the first parameter, a line for each cell.
 
@@ -126,18 +149,15 @@ def _figure(sweep: Sweep, tables: Mapping[str, pd.DataFrame], name: str) -> str:
             first, *rest = _labels(row)
             line, panel = (", ".join(rest), first) if rest else (first, "")
             curve = tables[cell][name].dropna()
-            label = textwrap.fill(f"{name}, {panel}" if panel else name, 36)
-            panels.setdefault(label, {})[line] = (curve.index, curve)
+            panels.setdefault(textwrap.fill(panel, 36), {})[line] = curve
             last[", ".join((first, *rest))] = curve.iloc[-1]
             if len(row.get("behaviors") or []) == 1:
                 colors[line] = plots.color(row["behaviors"][0])
-    several = len(set(colors.values())) == len(
-        {line for lines in panels.values() for line in lines}
-    )
-    figure = plots.lines(panels, "step", colors=colors if several else None, ncols=2)
-    low, high = zip(*(ax.get_ylim() for ax in figure.axes if ax.get_visible()), strict=True)
-    for ax in figure.axes:
-        ax.set_ylim(min(low), max(high))
+    lines = list(dict.fromkeys(line for curves in panels.values() for line in curves))
+    if len(set(colors.values())) < len(lines):
+        shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(lines)))
+        colors = dict(zip(lines, shades, strict=True))
+    figure = _drawn(panels, colors, name)
     picture = sweep.folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".svg")
     with plt.rc_context({"svg.hashsalt": sweep.name}):
         figure.savefig(picture, metadata={"Date": None}, bbox_inches="tight")
