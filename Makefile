@@ -53,11 +53,11 @@ bench: $(STAMP) ## measure; writes benchmarks/latest.json and book/hardware.md
 	$(RUN) python -m workflow.hardware
 
 lint: $(STAMP) ## format and lint
-	$(RUN) ruff format . && $(RUN) ruff check --fix .
+	$(RUN) ruff format . && $(RUN) ruff check --fix . && $(RUN) python -m workflow.pairs
 
 sync: $(STAMP) ## make the files of each pair agree: the cells of the younger one, outputs kept
 	$(RUN) jupytext --quiet --sync notebooks/*.py
-	$(RUN) jupytext --quiet --to py:percent notebooks/[0-9]*.ipynb
+	$(RUN) python -m workflow.pairs
 
 clean: ## remove what the other targets made, recorded runs apart
 	rm -rf build .venv .snakemake

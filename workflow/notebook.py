@@ -11,10 +11,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import jupytext
 import nbformat
 import papermill
-from jupytext.config import load_jupytext_config
 from jupytext.jupytext import drop_text_representation_metadata
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -30,8 +28,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 def source(chapter: str) -> nbformat.NotebookNode:
     """The notebook of ``notebooks/CHAPTER.py``. The id of a cell is a hash of its content."""
-    path = ROOT / "notebooks" / f"{chapter}.py"
-    notebook = jupytext.read(path, config=load_jupytext_config(str(path)))
+    notebook = pairs.read(ROOT / "notebooks" / f"{chapter}.py")
     _name(notebook)
     return notebook
 
