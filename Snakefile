@@ -3,7 +3,7 @@
 #   python -m workflow.progress --config tier=smoke      (make run)
 #   python -m workflow.progress --config tier=book       (make book)
 #
-# That is snakemake with a line a step; what a step prints is in build/TIER/log.
+# This is snakemake with one line per step. The output of a step is in build/TIER/log.
 # The stamps under build/ are for Snakemake, which compares times. What is true of a recorded
 # run is its key: a job asks for it, and replays the record where it matches. So a fresh clone,
 # whose times mean nothing, redoes no run that is recorded. Notebooks and pages are no outputs of

@@ -1,4 +1,4 @@
-"""JupyterLab: either file of a pair opens with its outputs, and saving it saves both."""
+"""JupyterLab: each file of a pair opens with the outputs, and saving one file saves both."""
 
 import contextlib
 import json

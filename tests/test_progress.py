@@ -1,4 +1,4 @@
-"""What `make run` prints: a line a step, the error of one that fails, and where its log is."""
+"""The output of `make run`: one line per step, and the error and the log of a step that fails."""
 
 import io
 import os

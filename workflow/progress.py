@@ -1,8 +1,8 @@
-"""Run Snakemake, and say in one line of each step which it was and how long it took.
+"""Run Snakemake and print one line per step: the count, the step, and the time it took.
 
 python -m workflow.progress [options of snakemake]
 
-What a step itself prints goes to its log. If it fails, the error there is quoted.
+The output of a step goes to its own log. If the step fails, the error in its log is printed.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
-# What Snakemake adds to every failure.
+# Messages that Snakemake adds to every failure.
 _ADDED = ("At least one job did not complete", "Exiting because a job execution failed")
 
 
 class Step(NamedTuple):
-    """A job that runs: what to call it, its log, and when it began."""
+    """A running job: its name, its log, and the time at which it began."""
 
     name: str
     log: Path | None
@@ -34,9 +34,9 @@ class Step(NamedTuple):
 
 
 class Lines:
-    """Lines on a stream; on a terminal, one more below them that says what is running.
+    """Prints lines to a stream. On a terminal, one more line below them shows what is running.
 
-    ``now`` gives seconds; steps are known by Snakemake's number of the job.
+    ``now`` returns seconds. A step is identified by Snakemake's number of the job.
     """
 
     def __init__(self, stream: TextIO, now: Callable[[], float] = time.monotonic) -> None:
@@ -53,13 +53,13 @@ class Lines:
             self.say()
 
     def end(self, job: int) -> str:
-        """What has ended, and how long it took."""
+        """Remove a running step. Returns its name and the time it took."""
         with self._lock:
             step = self.running.pop(job)
             return f"{step.name}, {duration(self.now() - step.began)}"
 
     def fail(self, job: int, reason: str) -> None:
-        """Say which step failed, why, and where its log is; ``reason`` is what Snakemake knows."""
+        """Print the failed step, its error, and its log. ``reason`` is Snakemake's message."""
         with self._lock:
             step = self.running[job]
             self.failed.append(step.name)
@@ -69,7 +69,7 @@ class Lines:
                 self.say(f"log: {step.log}")
 
     def say(self, line: str = "") -> None:
-        """Print a line, if there is one, above the line of what is running."""
+        """Print ``line`` if it is not empty, then again the line that shows what is running."""
         with self._lock:
             below = self._below()
             erase = "\r\x1b[K" if self.stream.isatty() else ""
@@ -95,7 +95,7 @@ class Lines:
 
 
 def duration(seconds: float) -> str:
-    """Such as 41 s, 3 min 20 s, 2 h 5 min."""
+    """For example 41 s, 3 min 20 s, 2 h 5 min."""
     minutes, seconds = divmod(round(seconds), 60)
     if minutes < 1:
         return f"{seconds} s"
@@ -103,12 +103,12 @@ def duration(seconds: float) -> str:
 
 
 def quote(log: Path | None, reason: str) -> str:
-    """The last line of a log that begins with "error: ", without that.
+    """The last line of a log that begins with "error: ", without this prefix.
 
-    If none does, as when the step was killed, its last line with the ``reason``.
+    If there is none, as when the step was killed: the last line of the log, with the ``reason``.
     """
     text = log.read_text("utf-8", "replace") if log and log.exists() else ""
-    # Bars of progress return to the beginning of a line.
+    # A progress bar separates its states by carriage returns, which splitlines splits too.
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
@@ -117,7 +117,7 @@ def quote(log: Path | None, reason: str) -> str:
 
 
 class LogHandler(LogHandlerBase):
-    """Snakemake's interface to loggers: its events, to `Lines`."""
+    """A logger plugin of Snakemake. It passes Snakemake's events to `Lines`."""
 
     writes_to_stream = has_filter = has_formatter = True
     writes_to_file = needs_rulegraph = False
@@ -140,7 +140,7 @@ class LogHandler(LogHandlerBase):
             width = len(str(record.total))
             self.lines.say(f"[{record.done:{width}}/{record.total}] {self.ended}")
         elif event == LogEvent.JOB_ERROR:
-            # What Snakemake knows of it came just before: "Command '...' died with ...".
+            # The event before this one has the reason: "Command '...' died with ...".
             reason = self.errors.pop().splitlines()[-1] if self.errors else "failed"
             self.lines.fail(record.jobid, reason.rpartition("' ")[2].strip(" ."))
         elif record.levelno >= logging.ERROR:
@@ -169,11 +169,11 @@ def _name(rule: str, wildcards: dict[str, str]) -> str:
 
 
 def main(options: Sequence[str]) -> None:
-    """Run Snakemake with these options. Exits as it does."""
+    """Run Snakemake with these options. Exits with 0 on success, with 1 on failure."""
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_lines", sys.modules[__name__])
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):  # which profile it reads, before it asks a logger
+        with contextlib.redirect_stderr(said):  # parsing prints the name of the profile
             parser, arguments = cli.parse_args(["--logger=lines", *options])
     except SystemExit:
         print(said.getvalue(), end="", file=sys.stderr)
