@@ -40,13 +40,13 @@ STEPS = 300
 LIMIT = 1800  # seconds, the longest a run may take
 _CONVERT = """
 import sys
-from dpo_helpers import models
+from dpo_helpers import lm
 wheel, gguf = sys.argv[1:]
-models.CARDS["fake"] = models.Card(
-    name="fake", what="", licence="", parameters="", d=16,
+lm.CARDS["fake"] = lm.Card(
+    name="fake", what="", license="", parameters="", d=16,
     wheels=(("dpo-fake==1.0", wheel),), gguf_sha256=gguf,
 )
-models.converted("fake")
+lm.converted("fake")
 """
 
 

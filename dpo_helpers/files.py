@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and results that are known by their content."""
+"""Files that are written whole or not at all, and results that are identified by their content."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write beside ``path``, then move there: the old file stays until the new one is whole."""
+    """Write a file beside ``path``, then move it there: a failure leaves the old file intact."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -33,5 +33,5 @@ def file_sha256(path: Path) -> str:
 
 
 def content_keyed(definition: _T) -> _T:
-    """Mark a function or class whose results enter the key of a run by sha256, not by their code."""
+    """Mark a function or class whose results enter a run's key by sha256, instead of its code."""
     return definition

@@ -219,7 +219,7 @@ class RunStore:
         Raises InputError as ``data.load_behavior`` and ``lm.load`` do.
         """
         config = self.config
-        data.checked(behavior, "behavior")
+        data.checked_name(behavior, "behavior")
         name = f"{kind}/{self.model_slug}/{behavior}"
         settings = {"model": config.model, "behavior": behavior}
         settings |= {"newline": config.newline, "dtype": config.dtype}

@@ -82,7 +82,7 @@ def test_the_cards_of_the_models_are_those_of_the_code():
     page = (ROOT / "book" / "models.md").read_text("utf-8")
     for card in CARDS.values():
         assert f"`{card.name}`" in page
-        assert card.licence in page or card.tiny
+        assert card.license in page or card.tiny
         assert card.parameters in page and f"- {card.d}" in page
 
 

@@ -331,7 +331,7 @@ def card(monkeypatch, wheel_sha256: str, gguf_sha256: str) -> str:
     fake = lm.Card(
         name="fake",
         what="for these tests",
-        licence="MIT",
+        license="MIT",
         parameters="0",
         d=16,
         wheels=(("dpo-fake==1.0", wheel_sha256),),

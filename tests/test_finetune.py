@@ -133,7 +133,7 @@ def test_gaps_and_gradients_equal_a_padded_forward_pass(name, kind):
 
 
 def test_one_token_responses_need_two_rows_only():
-    """No normaliser, no other row of an untied unembedding; of a dialogue, all rows."""
+    """No normalizer, no other row of an untied unembedding; of a dialogue, all rows."""
     model = load()
     head = model.network.lm_head.weight
     for pairs, rows in (
@@ -150,8 +150,8 @@ def test_shared_beginnings_of_two_responses_cancel():
     model = load()
     one = lm.Pairs(((1, 2, 3),), ((7, 8, 9),), ((7, 8, 5),), np.zeros(1, int))
     cut = lm.Pairs(((1, 2, 3, 7, 8),), ((9,),), ((5,),), np.zeros(1, int))
-    logits, normalisers = lm.log_ratio_terms(one.trie(), one)
-    assert len(logits) == 2 and not normalisers
+    logits, normalizers = lm.log_ratio_terms(one.trie(), one)
+    assert len(logits) == 2 and not normalizers
     torch.testing.assert_close(*(lm.log_ratios(model.network, p) for p in (one, cut)))
 
 

@@ -118,10 +118,10 @@ def test_separability_is_that_of_the_statements_left_out():
     assert probe_accuracy(g, labels, np.arange(44) < 40) == 0.75
 
 
-# Neighbours
+# Neighbors
 
 
-def test_neighbours_of_separable_and_of_random_labels():
+def test_neighbors_of_separable_and_of_random_labels():
     rng = np.random.default_rng(0)
     g = rng.normal(size=(600, 6))
     labels = np.where(np.arange(600) % 2 == 0, 1, -1)
@@ -131,17 +131,17 @@ def test_neighbours_of_separable_and_of_random_labels():
     assert knn_label_agreement(g, labels) == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize("neighbours", [1, 4, 10])
-def test_neighbours_by_brute_force(neighbours):
+@pytest.mark.parametrize("neighbors", [1, 4, 10])
+def test_neighbors_by_brute_force(neighbors):
     g, labels = _cloud(seed=5)
     agree = []
     for i in range(len(g)):
         near = sorted((np.linalg.norm(g[i] - g[j]), j) for j in range(len(g)) if j != i)
-        agree += [labels[j] == labels[i] for _, j in near[:neighbours]]
-    assert knn_label_agreement(g, labels, neighbours) == pytest.approx(np.mean(agree), abs=1e-12)
+        agree += [labels[j] == labels[i] for _, j in near[:neighbors]]
+    assert knn_label_agreement(g, labels, neighbors) == pytest.approx(np.mean(agree), abs=1e-12)
 
 
-def test_nobody_is_their_own_neighbour():
+def test_no_statement_is_its_own_neighbor():
     """Every statement twice, with opposite labels: the nearest one always disagrees."""
     g = np.repeat(np.random.default_rng(0).normal(size=(20, 3)), 2, axis=0)
     assert knn_label_agreement(g, np.tile([1, -1], 20), 1) == 0.0

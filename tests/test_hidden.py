@@ -1,4 +1,4 @@
-"""Hidden states from token trees against the network's own forward pass, prompt by prompt."""
+"""Hidden states from token tries against the network's own forward pass, prompt by prompt."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_prompts_are_as_hard_as_they_should_be():
 @pytest.mark.parametrize("tokens", [2048, 150, 1])
 @pytest.mark.parametrize("name", TINY)
 def test_equals_plain_forward(name, tokens):
-    """In one tree, in several, and with a tree for each prompt."""
+    """In one trie, in several, and with a trie for each prompt."""
     model, prompts = _load(name), _prompts()
     states = hidden_states(model, prompts, tokens)
     want = _one_by_one(model, prompts)
@@ -83,19 +83,19 @@ def test_equals_plain_forward(name, tokens):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_every_token_of_the_tree(name):
+def test_every_token_of_the_trie(name):
     """Not the last alone: the state at each row is that of the prefix which ends there."""
     model = _load(name)
     ids = model.tokenizer(_prompts()).input_ids
-    tree = build_trie(ids)
+    trie = build_trie(ids)
     with torch.inference_mode():
-        states = forward(model.network, tree)
-        assert states.shape == (len(tree.tokens), 32)
-        for sequence, row in zip(ids, tree.ends.tolist(), strict=True):
+        states = forward(model.network, trie)
+        assert states.shape == (len(trie.tokens), 32)
+        for sequence, row in zip(ids, trie.ends.tolist(), strict=True):
             rows = []
             while row >= 0:
                 rows.append(row)
-                row = int(tree.parents[row])
+                row = int(trie.parents[row])
             plain = model.network.base_model(torch.tensor([sequence])).last_hidden_state[0]
             torch.testing.assert_close(states[rows[::-1]], plain, rtol=0, atol=1e-4)
 
@@ -118,9 +118,9 @@ def test_in_double_precision():
     model = _load("tiny-gemma")
     model.network.double()
     ids = model.tokenizer(_prompts()).input_ids
-    tree = build_trie(ids)
+    trie = build_trie(ids)
     with torch.inference_mode():
-        states = forward(model.network, tree)[tree.ends]
+        states = forward(model.network, trie)[trie.ends]
         for sequence, state in zip(ids, states, strict=True):
             plain = model.network.base_model(torch.tensor([sequence])).last_hidden_state[0, -1]
             torch.testing.assert_close(state, plain, rtol=1e-6, atol=1e-6)
@@ -158,7 +158,7 @@ def test_prompts_longer_than_the_context():
 
 @pytest.mark.parametrize("name", TINY)
 def test_gradients(name):
-    """Through a tree, parameters get the gradients that they get prompt by prompt."""
+    """Through a trie, parameters get the gradients that they get prompt by prompt."""
     model = _load(name)
     ids = model.tokenizer(_prompts()).input_ids
     body = model.network.base_model
@@ -172,8 +172,8 @@ def test_gradients(name):
     plain = gradients(torch.stack([body(torch.tensor([x])).last_hidden_state[0, -1] for x in ids]))
     one = build_trie(ids)
     several = [torch.empty(0)] * len(ids)
-    for members, tree in pack(ids, 150):
-        for i, state in zip(members, forward(model.network, tree)[tree.ends], strict=True):
+    for members, trie in pack(ids, 150):
+        for i, state in zip(members, forward(model.network, trie)[trie.ends], strict=True):
             several[i] = state
     for states in (forward(model.network, one)[one.ends], torch.stack(several)):
         found = gradients(states)
@@ -201,7 +201,7 @@ def test_smollm2_equals_plain_forward(smollm2):
 
 @pytest.mark.slow
 def test_bfloat16_is_as_near_as_the_plain_forward(smollm2):
-    """What half precision costs, measured from float32: no more in trees than prompt by prompt."""
+    """What half precision costs, measured from float32: no more in tries than prompt by prompt."""
     prompts = load_behavior("keeps-promises").prompts()[:40]
     exact, half = _one_by_one(smollm2, prompts), lm.load("smollm2-135m", "cpu", "bfloat16")
     with torch.inference_mode():

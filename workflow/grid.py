@@ -65,7 +65,7 @@ def read(path: Path) -> Sweep:
     behavior, for a parameter that the notebook does not have or that has the wrong type, for an
     empty grid, and for two equal cells.
     """
-    data.checked(path.stem, "sweep")
+    data.checked_name(path.stem, "sweep")
     content = _content(path)
     try:
         return _checked(path.stem, content)
@@ -118,7 +118,7 @@ def _checked(name: str, content: object) -> Sweep:
             raise InputError(f"cells {configs[config]} and {cell} are the same; leave one out")
         configs[config], cells[cell] = cell, row
     for source, behavior in dict.fromkeys((c.data, b) for c in configs for b in c.behaviors):
-        if data.checked(behavior, "behavior") and data.at_hand(source):
+        if data.checked_name(behavior, "behavior") and data.at_hand(source):
             data.load_behavior(behavior, source)
     return Sweep(name, chapter, tier, fixed, cells)
 

@@ -1,17 +1,6 @@
 """Persona statements, HH-RLHF dialogues, and preference data of the reader's own."""
 
-from .sets import (
-    HUB,
-    PERSONA_KEYS,
-    Behavior,
-    at_hand,
-    behaviors,
-    checked,
-    load_behavior,
-    load_pairs,
-    online,
-    pair,
-    read_jsonl,
-    source,
-    split,
-)
+from .dialogues import divide_dialogue, load_pairs
+from .files import read_jsonl
+from .hub import HUB, at_hand, checked_name, online, source
+from .persona import PERSONA_KEYS, Behavior, behaviors, load_behavior, split

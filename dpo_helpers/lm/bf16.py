@@ -1,8 +1,7 @@
-"""bf16 on a CPU without instructions for it: the same products, through float32.
+"""bf16 matrix products on a CPU without bf16 instructions, computed in float32.
 
-A product of bf16 matrices is a sum in float32 of exact products, rounded once
-to bf16. A CPU without AVX-512 is left with a loop for it, while the same sum of
-the same numbers as float32 matrices is what it is best at.
+A bf16 product is a sum of exact products in float32, rounded once to bf16. Without AVX-512, PyTorch
+computes it in a slow loop. The float32 product is fast and equal up to rounding.
 """
 
 import functools
@@ -16,25 +15,24 @@ _OPERATORS = ("mm", "addmm", "bmm", "baddbmm")
 
 @functools.cache
 def emulate_bf16_matmul() -> torch.library.Library:
-    """From now on the CPU's products of bf16 matrices are computed as float32 ones, then rounded.
+    """Compute bf16 matrix products on the CPU in float32, then round, until the process ends.
 
-    All other products stay as they are. Autograd, autocast and PyTorch's interface see no
-    difference. They are computed so for as long as the process runs.
+    Other products do not change. Autograd and autocast work as before.
     """
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Oo]verrid", category=UserWarning)
         for name in _OPERATORS:
-            library.impl(name, _widened(name), "CPU", with_keyset=True)
+            library.impl(name, _in_float32(name), "CPU", with_keyset=True)
     return library
 
 
 def needed() -> bool:
-    """Whether this CPU has no instructions that bf16 would be computed with."""
+    """Whether this CPU has no instructions for bf16."""
     return torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
-def _widened(name: str) -> Callable[..., torch.Tensor]:
+def _in_float32(name: str) -> Callable[..., torch.Tensor]:
     kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
 
     def product(

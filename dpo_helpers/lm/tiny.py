@@ -1,4 +1,4 @@
-"""Networks of two layers with random weights, and a tokenizer of the sample's words: for tests."""
+"""Tiny networks with random weights, for tests."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def tiny(kind: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase", str]:
-    """A two-layer network with seeded random weights and a tokenizer of the sample's words."""
+    """A network of two layers with seeded random weights, its tokenizer, and its sha256.
+
+    ``kind`` is llama, mistral or gemma. The tokenizer is trained on the embedded sample.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast

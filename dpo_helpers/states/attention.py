@@ -1,4 +1,4 @@
-"""Attention along a token trie: one forward pass of a network over a packed row."""
+"""Tree attention: one forward pass of a network over all sequences of a token trie."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,23 +12,22 @@ if TYPE_CHECKING:
     import torch
 
 
-def forward(network: "torch.nn.Module", tree: TokenTrie) -> "torch.Tensor":
-    """One pass over a tree: the state after the final norm at each of its T tokens, (T, d)."""
+def forward(network: "torch.nn.Module", trie: TokenTrie) -> "torch.Tensor":
+    """The state after the final norm at each of the T tokens of a trie, (T, d)."""
     import torch
 
     config, body = network.config, network.base_model
     window = getattr(config, "sliding_window", None)
     kinds = sorted(set(getattr(config, "layer_types", None) or ["all"]))
     windows = {"full_attention": None, "sliding_attention": window, "all": window}
-    looks = {kind: attention_blocks(tree, windows[kind]) for kind in kinds}
-    keys = looks[kinds[0]][0]
-    masks = {kind: _mask(seen, body) for kind, (_, seen) in looks.items()}
-    mask = masks if len(kinds) > 1 else masks[kinds[0]]
+    blocks = {kind: attention_blocks(trie, windows[kind]) for kind in kinds}
+    masks = {kind: _mask(seen, body) for kind, (_, seen) in blocks.items()}
+    keys, _ = blocks[kinds[0]]  # the same for all kinds of layers
     with tree_attention(network):
         return body(
-            input_ids=torch.tensor(tree.tokens, device=body.device)[None],
-            position_ids=torch.tensor(tree.depths, device=body.device)[None],
-            attention_mask=mask,
+            input_ids=torch.tensor(trie.tokens, device=body.device)[None],
+            position_ids=torch.tensor(trie.depths, device=body.device)[None],
+            attention_mask=masks if len(kinds) > 1 else masks[kinds[0]],
             tree_keys=torch.tensor(keys, device=body.device),
             use_cache=False,
         ).last_hidden_state[0]
@@ -36,12 +35,15 @@ def forward(network: "torch.nn.Module", tree: TokenTrie) -> "torch.Tensor":
 
 @contextlib.contextmanager
 def tree_attention(network: "torch.nn.Module") -> Iterator[None]:
-    """Inside, the network attends along a tree; where layers are recomputed, backward too."""
+    """Context manager that enables tree attention.
+
+    If layers are checkpointed, the backward pass must be inside it too.
+    """
     from transformers import AttentionInterface
 
-    AttentionInterface.register("token_tree", _attend)
+    AttentionInterface.register("tree_attention", _attend)
     before = network.config._attn_implementation
-    network.set_attn_implementation("token_tree")
+    network.set_attn_implementation("tree_attention")
     try:
         yield
     finally:
@@ -49,7 +51,7 @@ def tree_attention(network: "torch.nn.Module") -> Iterator[None]:
 
 
 def _mask(seen: np.ndarray, body: "torch.nn.Module") -> "torch.Tensor":
-    """What is added to the scores: (blocks, key heads, BLOCK × group, K)."""
+    """What is added to the scores: (blocks, key heads, BLOCK · group, K)."""
     import torch
 
     shared = body.config.num_key_value_heads
@@ -73,8 +75,8 @@ def _attend(
 ) -> tuple["torch.Tensor", None]:
     """Attention of a packed row, all blocks at once: (1, heads, T, e) → (1, T, heads, e).
 
-    Query heads that share keys are rows of one product: in each of blocks ×
-    key heads, BLOCK × group queries meet K keys. The softmax is in float32.
+    Query heads that share a key head form one matrix product: for each block and key head,
+    BLOCK · group queries with K keys. The softmax is in float32.
     """
     import torch
 

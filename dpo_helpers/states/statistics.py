@@ -1,4 +1,4 @@
-"""How far apart, how wide, how long: statistics of hidden states (§4.1), in float64."""
+"""Statistics of hidden states: distance between the classes, and their spread (§4.1)."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Geometry:
-    """Statistics of n hidden states g (n, d) with labels ±1.
+    """Statistics of n hidden states g (n, d) with labels ±1, in float64.
 
     n, d                  number of statements, dimension
     distinguishability    ‖μ̂₊ − μ̂₋‖
@@ -17,7 +17,7 @@ class Geometry:
     cov_trace             max Tr Σ̂±
     c_v, c_n              the least constants of Theorem 4.1's conditions:
                           ‖Σ̂±‖ ≤ c_v √d,  ‖μ̂±‖ + Tr(Σ̂±)^½ ≤ c_n √d
-    lam                   λ, largest eigenvalue of (1/n) Σ g gᵀ
+    lambda_max            λ, largest eigenvalue of (1/n) Σ g gᵀ
     """
 
     n: int
@@ -32,7 +32,7 @@ class Geometry:
     lambda_max: float
 
     def kappa(self, learning_rate: float, beta: float) -> float:
-        """κ = ηβ²λ: gradient descent contracts whatever the data iff κ ≤ 4."""
+        """κ = ηβ²λ. Gradient descent contracts for every choice of labels iff κ ≤ 4."""
         return learning_rate * beta**2 * self.lambda_max
 
 
@@ -44,9 +44,9 @@ def geometry(g: np.ndarray, labels: np.ndarray) -> Geometry:
     for side in (1, -1):
         rows = g[labels == side]
         means[side] = rows.mean(0)
-        centred = rows - means[side]
-        norms[side] = np.linalg.norm(centred, 2) ** 2 / len(rows)
-        traces[side] = (centred**2).sum() / len(rows)
+        centered = rows - means[side]
+        norms[side] = np.linalg.norm(centered, 2) ** 2 / len(rows)
+        traces[side] = (centered**2).sum() / len(rows)
     apart = float(np.linalg.norm(means[1] - means[-1]))
     spread = max(np.linalg.norm(means[s]) + np.sqrt(traces[s]) for s in (1, -1))
     return Geometry(
@@ -64,10 +64,9 @@ def geometry(g: np.ndarray, labels: np.ndarray) -> Geometry:
 
 
 def umap_2d(g: np.ndarray, seed: int = 0) -> np.ndarray:
-    """UMAP coordinates (n, 2) of hidden states, with UMAP's defaults and a seed.
+    """UMAP coordinates (n, 2) of hidden states, with UMAP's defaults.
 
-    The picture differs by operating system in spite of the seed: look at it,
-    measure in the original space.
+    They differ between operating systems even with the same seed. Measure in the original space.
     """
     import umap
 
@@ -75,21 +74,21 @@ def umap_2d(g: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def probe_accuracy(g: np.ndarray, labels: np.ndarray, train: np.ndarray) -> float:
-    """Accuracy, on the statements that ``train`` (n,) bool leaves out, of a linear classifier.
+    """Accuracy of a linear probe on the statements that ``train`` (n,) bool leaves out.
 
-    Logistic regression on standardised states, with scikit-learn's default penalty.
+    The probe is logistic regression on standardized states, with scikit-learn's default penalty.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return float(line.fit(g[train], labels[train]).score(g[~train], labels[~train]))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return float(probe.fit(g[train], labels[train]).score(g[~train], labels[~train]))
 
 
-def knn_label_agreement(g: np.ndarray, labels: np.ndarray, neighbours: int = 10) -> float:
-    """Share of each statement's nearest neighbours in the original space with its own label."""
+def knn_label_agreement(g: np.ndarray, labels: np.ndarray, neighbors: int = 10) -> float:
+    """Mean share of a statement's nearest neighbors, in the original space, with its own label."""
     from sklearn.neighbors import NearestNeighbors
 
-    near = NearestNeighbors(n_neighbors=neighbours).fit(g).kneighbors(return_distance=False)
+    near = NearestNeighbors(n_neighbors=neighbors).fit(g).kneighbors(return_distance=False)
     return float((labels[near] == labels[:, None]).mean())

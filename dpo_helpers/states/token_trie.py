@@ -1,10 +1,9 @@
-"""Token trees: prompts that begin alike share what they share. The one idea behind all speed.
+"""Token tries: prompts that begin alike share their beginning.
 
-Sequences of tokens are merged into a trie: every shared beginning is kept, and
-computed, once. The trie is laid out as one packed row without padding, depth
-first; each token sees its ancestors and itself, and its position is its depth.
-Attention is computed block by block, so its cost grows with the row's length,
-not with its square.
+Token sequences are merged into a trie, so each shared beginning is stored, and computed, once. The
+trie is laid out depth first as one packed row without padding. Each token sees its ancestors and
+itself, and its position is its depth. Attention is computed in blocks, so its cost grows with the
+length of the row instead of its square.
 """
 
 from collections.abc import Sequence
@@ -32,15 +31,15 @@ class TokenTrie:
 
 
 def build_trie(sequences: Sequence[Sequence[int]]) -> TokenTrie:
-    """The tree of some non-empty token sequences, ``ends`` in their order."""
+    """The trie of non-empty token sequences, with ``ends`` in their order."""
     tokens: list[int] = []
     parents: list[int] = []
     depths: list[int] = []
     ends = [0] * len(sequences)
     path: list[int] = []
     previous: Sequence[int] = ()
-    for i in sorted(range(len(sequences)), key=lambda i: list(sequences[i])):
-        del path[_shared(previous, sequences[i]) :]
+    for i in _lexicographic(sequences):
+        del path[shared_length(previous, sequences[i]) :]
         for token in sequences[i][len(path) :]:
             parents.append(path[-1] if path else -1)
             depths.append(len(path))
@@ -51,54 +50,53 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> TokenTrie:
     return TokenTrie(*(np.array(x, dtype=np.int64) for x in (tokens, parents, depths, ends)))
 
 
-def attention_blocks(tree: TokenTrie, window: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """What each block of ``BLOCK`` consecutive tokens has to look at, and who sees what.
+def attention_blocks(trie: TokenTrie, window: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The keys that each block of ``BLOCK`` consecutive tokens needs, and which token sees which.
 
-    In depth-first order an ancestor of a block's token that lies before the
-    block is an ancestor of its first token too. So K = BLOCK + the deepest path
-    keys are enough for each block, however long the row.
+    In depth-first order, an ancestor that lies before a block is an ancestor of the block's first
+    token. So K = BLOCK + the deepest path is enough keys for a block, however long the row is.
 
-    Returns keys (blocks, K) row numbers, filled up with 0, and seen (blocks,
-    BLOCK, K) bool: whether a token sees a key, that is, the key is itself or an
-    ancestor, with a sliding ``window`` fewer than ``window`` positions back.
+    Returns keys (blocks, K), row numbers padded with 0, and seen (blocks, BLOCK, K) bool: True
+    where the key is the token itself or an ancestor and, with a sliding ``window``, fewer than
+    ``window`` positions back.
     """
-    total = len(tree.tokens)
+    total = len(trie.tokens)
     count = -(-total // BLOCK)
-    width = BLOCK + int(tree.depths.max())
+    width = BLOCK + int(trie.depths.max())
     keys = np.zeros((count, width), np.int64)
     seen = np.zeros((count, BLOCK, width), bool)
     for b in range(count):
         start, stop = b * BLOCK, min((b + 1) * BLOCK, total)
-        above, at = [], tree.parents[start]
+        above, at = [], trie.parents[start]
         while at >= 0:
             above.append(at)
-            at = tree.parents[at]
+            at = trie.parents[at]
         own = len(above)
         keys[b, :own] = above[::-1]
         keys[b, own : own + stop - start] = np.arange(start, stop)
         for i in range(start, stop):
-            parent, row = tree.parents[i], seen[b, i - start]
+            parent, row = trie.parents[i], seen[b, i - start]
             if parent >= start:
                 row[:] = seen[b, parent - start]
             else:
-                row[: tree.depths[i]] = True
+                row[: trie.depths[i]] = True
             row[own + i - start] = True
             if window is not None:
-                row &= tree.depths[i] - tree.depths[keys[b]] < window
+                row &= trie.depths[i] - trie.depths[keys[b]] < window
     return keys, seen
 
 
 def pack(sequences: Sequence[Sequence[int]], tokens: int) -> list[tuple[np.ndarray, TokenTrie]]:
-    """Trees of about ``tokens`` tokens each that hold all sequences between them.
+    """Tries of about ``tokens`` tokens each that together hold all sequences.
 
-    Sequences are taken in lexicographic order, so that neighbours share most.
-    Returns, for each tree, the numbers of its sequences and the tree.
+    Sequences are taken in lexicographic order, so that neighbors share most. Returns, for each
+    trie, the numbers of its sequences and the trie.
     """
-    order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
+    order = _lexicographic(sequences)
     packed, start, size = [], 0, 0
     for at, i in enumerate(order):
         before = sequences[order[at - 1]] if at > start else ()
-        new = len(sequences[i]) - _shared(before, sequences[i])
+        new = len(sequences[i]) - shared_length(before, sequences[i])
         if at > start and new and size + new > tokens:
             packed.append(order[start:at])
             start, size, new = at, 0, len(sequences[i])
@@ -109,8 +107,13 @@ def pack(sequences: Sequence[Sequence[int]], tokens: int) -> list[tuple[np.ndarr
     ]
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
     for i, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return i
     return min(len(one), len(other))
+
+
+def _lexicographic(sequences: Sequence[Sequence[int]]) -> list[int]:
+    return sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
