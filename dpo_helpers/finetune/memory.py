@@ -1,49 +1,47 @@
-"""What a training step needs, found without computing it: fake tensors have shapes, no values."""
+"""The memory that a training step needs, computed without running it, and what to do if it lacks.
 
+Fake tensors have shapes but no values: the step's own code runs on them.
+"""
+
+import contextlib
 import os
 import resource
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
+from ..errors import InputError
 from ..lm import Pairs, log_ratios
 from .policy import compute_precision
+from .settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that stand in memory as a step's gradient is computed.
+class MemoryEstimate(NamedTuple):
+    """Bytes in memory while a step's gradient is computed; the process itself comes on top."""
 
-    weights       float32
-    gradients     float32
-    optimizer     the two averages of AdamW, float32
-    copies        bf16 copies of weights: of all, or with autocast of the layers' matrices
-    activations   what else the backward pass keeps of the forward pass
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    copies: int
-    activations: int
+    weights: int  # float32
+    gradients: int  # float32
+    optimizer: int  # the two averages of AdamW, float32
+    copies: int  # bf16 copies of weights: of all, or with autocast of the layers' matrices
+    activations: int  # what else the backward pass keeps of the forward pass
 
     @property
     def total(self) -> int:
-        """The sum; what else the process holds, its libraries above all, comes on top."""
-        return self.weights + self.gradients + self.optimizer + self.copies + self.activations
+        return sum(self)
 
 
 def estimate(
     config: "PreTrainedConfig", pairs: Pairs, precision: str, checkpointing: bool = False
 ) -> MemoryEstimate:
-    """What a step over one tree of ``pairs`` needs of a network of this ``config``.
+    """What a step on one token trie of ``pairs`` needs, for a network of this ``config``.
 
-    The tensors that the backward pass keeps are found by running the step's own
-    code. With checkpointing they are each layer's input, and one layer's tensors.
+    A forward pass over fake tensors counts the tensors that the backward pass keeps. With
+    checkpointing these are the input of each layer, and the tensors of one layer.
     """
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.autograd.graph import saved_tensors_hooks
     from transformers import AutoModelForCausalLM
@@ -81,10 +79,45 @@ def estimate(
 
 def available(device: str) -> int:
     """The bytes that this process can have at most on a device: a GPU's, else the machine's."""
-    import torch
-
     if device == "cuda":
         return torch.cuda.mem_get_info()[1]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return machine if limit == resource.RLIM_INFINITY else min(limit, machine)
+
+
+@contextlib.contextmanager
+def enough_memory(
+    step: int, network: torch.nn.Module, pairs: Pairs, settings: Settings
+) -> Iterator[None]:
+    """Context manager: if memory runs out, raise InputError that names settings that would fit."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "allocate memory" not in str(error):
+            raise
+        raise InputError(
+            f"step {step}: out of memory; {advice(network, pairs, settings)}"
+        ) from None
+
+
+def advice(network: torch.nn.Module, pairs: Pairs, settings: Settings) -> str:
+    """The fastest settings for a batch of ``pairs`` that need at most 9/10 of available memory.
+
+    To be called inside a raise only: there it is no part of the key of a recorded run.
+    """
+    there, size = available(network.device.type), len(pairs.trie().tokens)
+    for checkpointing in sorted({settings.checkpointing, True}):
+        for parts in (1, 2, 4, 8):
+            if parts == 1 and checkpointing == settings.checkpointing:
+                continue
+            tokens = min(settings.max_tree_tokens, size) // parts
+            batches = [pairs.take(rows) for rows in pairs.microbatches(tokens)]
+            largest = max(batches, key=lambda batch: len(batch.trie().tokens))
+            need = estimate(network.config, largest, settings.precision, checkpointing).total
+            if need < 0.9 * there:
+                return (
+                    f"set max_tree_tokens = {tokens}, checkpointing = {checkpointing}: about "
+                    f"{need / 1e9:.1f} GB of {there / 1e9:.1f}"
+                )
+    return f"nothing fits in {there / 1e9:.1f} GB; choose a smaller model or more GPUs (configs/)"

@@ -1,22 +1,25 @@
-"""The policy π_θ as it is trained: float32 weights, and the precision that it computes in."""
+"""The policy π_θ during training: float32 weights, the precision and the processes that compute."""
 
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from accelerate import Accelerator, DistributedType
 
+from ..errors import InputError
 from ..lm import Pairs, log_ratios
 from ..states import tree_attention
-
-PRECISIONS = ("float32", "autocast", "bfloat16")
+from .settings import Settings
 
 
 class Policy(torch.nn.Module):
-    """A network whose forward pass is log π(y_w|x) − log π(y_l|x) of some pairs, (n,) float32.
+    """A network whose forward pass is log π(y_w|x) − log π(y_l|x) of each pair, (n,) float32.
 
-    One module, so that whatever shards or wraps it sees each of its weights used inside.
+    It is one module so that FSDP sees every weight used inside forward.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -27,13 +30,76 @@ class Policy(torch.nn.Module):
         return log_ratios(self.network, pairs)
 
 
+class Engine:
+    """A policy and its AdamW, prepared by accelerate, which may share them among processes.
+
+    The parameters that require a gradient are trained. Raises InputError if accelerate is
+    configured for another precision than the settings'.
+    """
+
+    def __init__(self, network: torch.nn.Module, settings: Settings) -> None:
+        several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # under accelerate launch
+        on_cpu = network.device.type == "cpu"
+        self.accelerator = Accelerator(cpu=on_cpu and not several, device_placement=several)
+        self.is_main = self.accelerator.is_main_process
+        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        expected = "bf16" if sharded and settings.precision == "bfloat16" else "no"
+        if self.accelerator.mixed_precision != expected:
+            raise InputError(
+                f"setting precision = {settings.precision!r}: accelerate's mixed_precision is "
+                f"{self.accelerator.mixed_precision}; set it to {expected}"
+            )
+        self.network, self.max_tree_tokens = network, settings.max_tree_tokens
+        self.precision = "float32" if expected == "bf16" else settings.precision  # FSDP casts
+        policy = Policy(network)
+        optimizer = torch.optim.AdamW(
+            [weight for weight in policy.parameters() if weight.requires_grad],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.policy, self.optimizer = self.accelerator.prepare(policy, optimizer)
+
+    def microbatches(self, pairs: Pairs) -> list[tuple[np.ndarray, int]]:
+        """This process's microbatches: row numbers of ``pairs``, and 1 where they count, else 0.
+
+        Processes wait for each other at each microbatch, so all have equally many: a process with
+        fewer of them repeats a pair, which counts 0.
+        """
+        processes, rows = self.accelerator.num_processes, np.arange(len(pairs))
+        shares = [rows[process::processes] for process in range(processes)]
+        parts = [
+            [share[part] for part in pairs.take(share).microbatches(self.max_tree_tokens)]
+            for share in shares
+        ]
+        own = [(part, 1) for part in parts[self.accelerator.process_index]]
+        return own + [(rows[:1], 0)] * (max(map(len, parts)) - len(own))
+
+    def log_ratios(self, pairs: Pairs) -> np.ndarray:
+        """log π(y_w|x) − log π(y_l|x) of each pair, (n,) float32, without gradients or dropout."""
+        log_ratio = torch.zeros(len(pairs), device=self.network.device)
+        self.policy.eval()
+        with torch.no_grad(), compute_precision(self.network, self.precision):
+            for rows, counts in self.microbatches(pairs):
+                log_ratio[rows] += counts * self.policy(pairs.take(rows))
+        return self.sum(log_ratio)
+
+    def sum(self, values: torch.Tensor) -> np.ndarray:
+        """The sum over all processes, each of which calls this with its own values."""
+        return self.accelerator.reduce(values, "sum").cpu().numpy()
+
+    def clip_gradient(self, max_norm: float) -> float:
+        """Clip the gradient of all parameters to ``max_norm``; its norm before that."""
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), max_norm)
+        return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+
+
 @contextlib.contextmanager
 def compute_precision(network: torch.nn.Module, precision: str) -> Iterator[None]:
-    """Forward and backward passes inside are computed in ``precision``, one of ``PRECISIONS``.
+    """Context manager: forward and backward passes compute in ``precision``, one of ``PRECISIONS``.
 
-    "autocast": matrix products in bf16. "bfloat16": the weights are bf16 copies
-    of the network's own, made here; gradients reach the network's own in
-    float32, where the optimizer's small steps are not rounded away.
+    For "bfloat16", modules use bf16 copies of the weights, made on entering. Gradients still reach
+    the float32 weights, where the optimizer's small steps are not lost to rounding.
     """
     with tree_attention(network):
         if precision == "autocast":
@@ -48,14 +114,14 @@ def compute_precision(network: torch.nn.Module, precision: str) -> Iterator[None
 
 @contextlib.contextmanager
 def _copied(network: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, every module uses a copy of its weights, through which gradients pass."""
+    """Context manager: every module uses a copy of its weights, and gradients pass through it."""
     places = [
         (module._parameters, name, weight)
         for module in network.modules()
         for name, weight in module._parameters.items()
         if weight is not None
     ]
-    copies = {weight: weight.to(dtype) for _, _, weight in places}  # of a tied weight, one
+    copies = {weight: weight.to(dtype) for _, _, weight in places}  # one copy of a tied weight
     for parameters, name, weight in places:
         parameters[name] = copies[weight]
     try:
@@ -66,7 +132,7 @@ def _copied(network: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def network_sha256(network: torch.nn.Module) -> str:
-    """The sha256 of what a network is and of its weights as they are now."""
+    """The sha256 of a network's configuration and of its present weights."""
     config = {
         name: value
         for name, value in network.config.to_dict().items()
