@@ -256,7 +256,7 @@ def _lookup(module: str, name: str) -> "_Unit | str | None":
     source = _source(module)
     if name in source.statements:
         return _Unit(module, name)
-    if name in source.imports:
+    if source.imports.get(name, (module, name)) != (module, name):
         return _imported_unit(*source.imports[name])
     below = f"{module}.{name}"
     return below if _is_project(below) and _file(below) else None
