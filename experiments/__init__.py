@@ -1,13 +1,12 @@
 """The experiments of the chapters, a module each: its runs, and what claims measure in them."""
 
 from collections.abc import Callable
-from itertools import chain
 
 import numpy as np
 
 from dpo_helpers.errors import unknown
 from dpo_helpers.lm import prepare
-from ledger.config import Config, configure
+from ledger.config import configure
 from ledger.store import Run, RunStore
 
 from . import (
@@ -25,7 +24,7 @@ from . import (
     remedy,
     second_llm,
 )
-from .shared import PAIRS
+from .shared import all_behaviors
 
 _MODULES = {
     "00_setup": objectives,
@@ -57,16 +56,9 @@ SWEPT: dict[str, Callable[[RunStore], dict[str, np.ndarray]]] = {
 }
 
 
-def behaviors(config: Config) -> list[str]:
-    """All behaviors whose hidden states a tier's chapters look at."""
-    pairs = chain.from_iterable(PAIRS[config.tier])
-    wanted = (*config.behaviors, config.calibration, *case_study.FIGURE_2[config.tier], *pairs)
-    return list(dict.fromkeys(wanted))
-
-
 def record_hidden_states(records: RunStore) -> None:
     """Record the hidden states of all behaviors of the tier's chapters."""
-    for behavior in behaviors(records.config):
+    for behavior in all_behaviors(records.config):
         records.states(behavior)
 
 

@@ -12,27 +12,18 @@ from ledger.store import Run, RunStore
 
 from .shared import learning_rate
 
-# d of the settings, how often a counterexample is drawn, steps of the certificates.
-SIZE = {"book": 4096, "smoke": 1024}
-REPEATS = {"book": 20, "smoke": 5}
-STEPS = {"book": 1000, "smoke": 1000}
-for _sizes in (SIZE, REPEATS, STEPS):
-    _sizes["paper"] = _sizes["book"]
+# d of the settings, how often a counterexample is drawn, and the steps of the certificates.
+SIZE = {"book": 4096, "smoke": 1024, "paper": 4096}
+REPEATS = {"book": 20, "smoke": 5, "paper": 20}
+STEPS = {"book": 1000, "smoke": 1000, "paper": 1000}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of Theorem 4.2 with Δ = 0 and Gaussian states (α = 2), as small as it can be.
+    """A setting of Theorem 4.2 with Δ = 0 and Gaussian states (α = 2), and its least constants.
 
-    μ± = ±b/2 with ‖b‖ = 1, Σ± = (Tr/d) I. The least constants follow.
-
-    d, n         dimension, number of states
-    power        d^v
-    root_trace   Tr(Σ±)^½
-    phi          cos(W_B, b)
-    boundary     ‖W_B‖
-    rate         η; None: as large as leaves t_max = 20 steps
-    beta_prime   β′
+    μ± = ±b/2 with ‖b‖ = 1, Σ± = (Tr/d) I, ``n`` states; ``power`` is d^v, ``root_trace`` Tr(Σ±)^½,
+    ``phi`` cos(W_B, b), ``boundary`` ‖W_B‖, ``rate`` η, None as large as leaves t_max = 20 steps.
     """
 
     d: int
@@ -44,40 +35,22 @@ class Setting:
     rate: float | None = None
     beta_prime: float = 1.0
 
+    v = property(lambda s: np.log(s.power) / np.log(s.d))
+    eta = property(lambda s: s.rate or s.d**0.5 / s.power / (72 * s.beta_prime**2 * s.c_n * 20))
+    beta = property(lambda s: s.beta_prime / s.d**0.5)
+    c_n = property(lambda s: 0.5 + s.root_trace)  # c_n′ = max ‖μ±‖ + Tr(Σ±)^½
+    c_v = property(lambda s: s.root_trace**2 / s.d * s.power**2 / s.d**0.5)  # ‖Σ±‖ d^(2v − ½)
+
     def __post_init__(self) -> None:
         if not (self.power > 1 and self.d > 1):
             raise InputError(f"d = {self.d}, d^v = {self.power}: both must be above 1")
         if not -1 <= self.phi <= 1:
             raise InputError(f"phi = {self.phi}: a cosine lies between -1 and 1")
 
-    @property
-    def v(self) -> float:
-        return np.log(self.power) / np.log(self.d)
-
-    @property
-    def eta(self) -> float:
-        """η."""
-        return self.rate or self.d**0.5 / self.power / (72 * self.beta_prime**2 * self.c_n * 20)
-
-    @property
-    def beta(self) -> float:
-        return self.beta_prime / self.d**0.5
-
-    @property
-    def c_n(self) -> float:
-        """The least c_n′ = max ‖μ±‖ + Tr(Σ±)^½ (Δ = 0)."""
-        return 0.5 + self.root_trace
-
-    @property
-    def c_v(self) -> float:
-        """The least c_v = ‖Σ±‖ d^(2v − ½)."""
-        return self.root_trace**2 / self.d * self.power**2 / self.d**0.5
-
     def conditions(self) -> dict[str, bool]:
         """Every condition that Theorem 4.2 states, and whether it holds."""
         low, high = printed.v_range(self.d, 0.0)
-        scale = self.d**-0.5
-        step = self.beta_prime**2 * self.eta * (self.c_n * scale) ** 2
+        step = self.beta_prime**2 * self.eta * (self.c_n * self.d**-0.5) ** 2
         t_max = printed.horizon(self.d, 0.0, self.v, self.eta, self.beta_prime, self.c_n)
         return {
             "4 log 2/log d ≤ v ≤ ½ − Δ": bool(low - 1e-12 <= self.v <= high + 1e-12),
@@ -85,15 +58,6 @@ class Setting:
             "β′²ηc_n² ≤ ¼": step <= 0.25,
             "t_max ≥ 1": bool(t_max >= 1),
         }
-
-    def claimed_failure(self) -> float:
-        """log₁₀ of the claimed probability that a mean is off: 4 exp(−γ d^(αΔ)/(4c_v))."""
-        return float(np.log10(4) - self.n / self.d**0.5 / (4 * self.c_v) / np.log(10))
-
-    def norm_failure(self) -> float:
-        """log₁₀ of a true bound of P(some ‖g_i‖ ≥ 2c_n′): n exp(−c_n′²/(2‖Σ±‖)), for Gaussians."""
-        exponent = self.c_n**2 * self.d / (2 * self.root_trace**2)
-        return float(np.log10(self.n) - exponent / np.log(10))
 
     def bound(self, t: np.ndarray) -> np.ndarray:
         """The bound of Theorem 4.2."""
@@ -105,8 +69,7 @@ class Setting:
         rng = np.random.default_rng(seed)
         b = np.eye(1, self.d)[0]
         g, labels = synthetic.clouds(rng, self.n, b, root=self.root_trace / self.d**0.5)
-        aside = rng.standard_normal(self.d)
-        aside[0] = 0
+        aside = np.append(0.0, rng.standard_normal(self.d)[1:])
         aside /= np.linalg.norm(aside)
         w = self.boundary * (self.phi * b + np.sqrt(1 - self.phi**2) * aside)
         return g, labels, w, b
@@ -119,7 +82,7 @@ class Setting:
 
 
 def feasible(tier: str, boundary: float) -> Setting:
-    """Where Theorem 4.2 speaks and its proof can be repaired: d^v = 26, φ = 0, n = 4096."""
+    """Where Theorem 4.2 applies and its proof can be repaired: d^v = 26, φ = 0, n = 4096."""
     return Setting(SIZE[tier], 4096, 26, 1.0, 0.0, boundary)
 
 
@@ -136,9 +99,9 @@ def breaks(tier: str) -> dict[str, Setting]:
 def feasible_run(records: RunStore) -> Run:
     """Theorem 4.2 and the steps of its proof where it holds, for t = 0 … 20, and two ‖W_B‖.
 
-    Arrays: ``cosine`` (2, 21) for ‖W_B‖ = 1 and 1e-6; and, of the 20 increments, ``residual``
-    ‖δ_{t+1} − δ_t − (βηA/2) b‖/((βη/2) d^−v) with A the smaller of A₁, A₂ (25), ``increment`` its
-    cosine with b, ``least`` A, and ``ahead`` δ_t·b/(βηt) (30), and ``off`` (2,) ‖μ̂± − μ±‖.
+    Arrays: ``cosine`` (2, 21) for ‖W_B‖ = 1 and 1e-6; for the 20 increments ``residual``
+    ‖δ_{t+1} − δ_t − (βηA/2) b‖/((βη/2) d^−v) with A the smaller A± (25), ``increment``, the cosine
+    with b, ``least`` A, and ``ahead`` δ_t·b/(βηt) (30); and ``off`` (2,) ‖μ̂± − μ±‖.
     """
     tier, seed, steps = records.config.tier, 0, 20
     settings = [feasible(tier, boundary) for boundary in (1.0, 1e-6)]
@@ -168,31 +131,25 @@ def feasible_run(records: RunStore) -> Run:
 
 
 def breaks_run(records: RunStore) -> Run:
-    """The counterexamples to Theorem 4.2, each drawn many times.
-
-    Arrays: one (repeats, 21) of cosines for each of ``breaks``, t = 0 … 20.
-    """
-    tier, steps = records.config.tier, 20
-    settings = breaks(tier)
+    """The counterexamples of ``breaks``: cosines (repeats, 21) of each, t = 0 … 20."""
+    steps, repeats = 20, REPEATS[records.config.tier]
+    settings = breaks(records.config.tier)
 
     def make() -> dict[str, np.ndarray]:
-        return {
-            name: np.stack([s.cosines(steps, seed) for seed in range(REPEATS[tier])])
-            for name, s in settings.items()
-        }
+        seeds = range(repeats)
+        return {x: np.stack([s.cosines(steps, k) for k in seeds]) for x, s in settings.items()}
 
     about = {"settings": {name: asdict(s) for name, s in settings.items()}}
-    about |= {"steps": steps, "repeats": REPEATS[tier]}
+    about |= {"steps": steps, "repeats": repeats}
     return records.replay_or_run("t3-breaks", about, {}, make)
 
 
 def accuracy_run(records: RunStore) -> Run:
-    """4.2′ and 4.3′ beside Theorem 4.3, n = d Gaussian states, Tr^½ = .5, φ = 0, κ = .01, t ≤ 16.
+    """4.2′, 4.3′ and Theorem 4.3 on n = d Gaussian states, Tr^½ = .5, φ = 0, κ = .01, t ≤ 16.
 
-    Arrays (17,), t = 0 … 16: ``certified`` and ``true`` cosine with b̂, ``population`` and
-    ``true_population`` with b, ``proven`` and ``right`` share of statements; ``paper`` (1,) the
-    share with the margin that (38) asks for, ``asked`` (1,) that margin, ``longest`` (1,) the
-    longest state, ``eta`` (1,).
+    Arrays (17,): ``certified`` and ``true`` cosine with b̂, ``population`` and ``true_population``
+    with b, ``proven`` and ``right`` share of statements; arrays (1,): ``paper``, the share with the
+    margin that (38) requires, ``asked``, that margin, ``longest`` norm of a state, and ``eta``.
     """
     tier, kappa, steps = records.config.tier, 0.01, 16
     s = Setting(SIZE[tier], SIZE[tier], 26, 0.5, 0.0, 1.0, beta_prime=0.64)
@@ -225,14 +182,14 @@ def accuracy_run(records: RunStore) -> Run:
 
 
 def certificate_run(records: RunStore) -> Run:
-    """The certificate of each behavior's training statements, beside gradient descent itself.
+    """The certificate of each behavior's training statements, and gradient descent itself.
 
-    Arrays over behaviors k and steps t: ``distance``, ``fall`` (k, 2, t) bounds, ``cosine``,
-    ``proven`` (k, t) bounds of the cosine with b̂ and of the share answered as preferred; then what
-    gradient descent does, ``true_distance``, ``true_fall``, ``true_cosine``, ``right``, its
-    largest margin ``margin``, its ``error`` against the linear regime and that error's bound
-    ``tube``; ``kappa`` (k,); ``certain`` (k, k): up to which step the loss of behavior k is proven
-    to be below that of the other, and ``certain_by_limit``: the same by the speed limit alone.
+    Arrays over behaviors k and steps t: bounds ``distance``, ``fall`` (k, 2, t), ``cosine`` and
+    ``proven`` (k, t), of the cosine with b̂ and the share answered as preferred; ``kappa``; for
+    gradient descent ``true_distance``, ``true_fall``, ``true_cosine``, ``right``, the largest
+    ``margin``, the ``error`` of the linear regime and its bound ``tube``; ``certain`` (k, k), up to
+    which step the loss of behavior k is proven to be the lower, and ``certain_by_limit``, the same
+    by the speed limit alone.
     """
     config = records.config
     steps, beta, eta = STEPS[config.tier], config.beta, learning_rate(records)
@@ -242,11 +199,9 @@ def certificate_run(records: RunStore) -> Run:
         spectrum, a = theory.spectrum(g), labels[:, None] * g
         how = dict(learning_rate=eta, beta=beta, steps=steps)
         proven = certificate(g, labels, w, spectrum=spectrum, **how)
-        norms = np.linalg.norm(g, axis=1)
-        linear, _, tube = theory.linearization_error_bound(
-            spectrum, labels, norms, eta, beta, steps
-        )
-        path = last_layer.gradient_descent(a, eta, beta, steps)
+        rate, norms = (eta, beta, steps), np.linalg.norm(g, axis=1)
+        linear, _, tube = theory.linearization_error_bound(spectrum, labels, norms, *rate)
+        path = last_layer.gradient_descent(a, *rate)
         margins, after = 2 * beta * path @ a.T, w + 2 * path
         signal = theory.signal(g, labels, lambda_max=spectrum.root[0] ** 2 / len(g))
         limit = np.stack(theory.loss_decrease_bounds(signal, eta, beta, np.arange(steps + 1)))
@@ -298,103 +253,16 @@ def cosine_in_range(records: RunStore, run: str) -> np.ndarray:
 
 
 def certified_gain(records: RunStore, run: str) -> np.ndarray:
-    """Largest rise of the cosine that the bound can certify, over d, v, η, t and φ ≥ 0."""
-    return gains()[1].max()
+    """Largest increase of the cosine that the bound can certify, over d, v, η, t and φ ≥ 0."""
+    power = np.geomspace(16, 4096, 400)
+    setting = (power**2, 0.0, 0.5)  # v = ½, Δ = 0: a larger d allows the same d^v
+    t = printed.horizon(*setting, 1.0 / power, 1.0, 0.5)
+    return printed.theorem_4_2(t, *setting, 0.0, 0.0, 1.0 / power, 1.0, 0.5).max()
 
 
 def certified_accuracy(records: RunStore, run: str) -> np.ndarray:
-    """Largest p: share of the statements with the margin that (38) asks for, feasible setting."""
+    """Largest p: share of the statements with the margin that (38) requires, feasible setting."""
     return records.recorded(run).arrays["paper"][0]
-
-
-def split(
-    g: np.ndarray, labels: np.ndarray, b: np.ndarray, delta: np.ndarray, beta: float, factor: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A b, T₁ and T₂ of (25), for means ±b/2; ``factor`` stands before β in T₁ and T₂."""
-    logits = labels * (g @ delta)
-    sides = {k: expit(-2 * beta * logits[labels == k]).mean() for k in (1, -1)}
-    big = 1 if sides[1] >= sides[-1] else -1
-    ratio = sides[-big] / sides[big]
-    pull = expit(-factor * beta * logits)[:, None]
-    off = {k: (pull * (g - k * b / 2))[labels == k].mean(0) for k in (1, -1)}
-    rest = (pull * g)[labels == big].mean(0)
-    return sides[-big] * b, big * (ratio * off[big] - off[-big]), big * (1 - ratio) * rest
-
-
-def real_range(records: RunStore) -> dict[str, list]:
-    """‖b̂‖, √d/16, ‖b̂‖ ≤ √d/16, least c_n′, claimed failure at d^v = 16, of each behavior."""
-    rows = {}
-    for behavior in records.config.behaviors:
-        m = records.states(behavior).geometry
-        failure = printed.mean_failure(m.n, m.d, m.delta, 2, 256 * m.cov_norm / m.d**0.5)
-        c_n = (m.mean_norm + m.cov_trace**0.5) / m.distinguishability
-        most = m.d**0.5 / 16
-        rows[behavior] = [m.distinguishability, most, m.distinguishability <= most, c_n, failure]
-    return rows
-
-
-def proof_steps(records: RunStore) -> dict[str, tuple]:
-    """The steps of A.4 in the feasible setting, means over t: measured, printed, repaired.
-
-    Raises AssertionError for a step that fails at some t.
-    """
-    found, s = feasible_run(records).arrays, feasible(records.config.tier, 1.0)
-    t, c_n = np.arange(len(found["residual"])), s.c_n / s.d**0.5
-    q, small = s.beta_prime**2 * s.eta * t * c_n, np.full(len(t), 1 / s.power)
-    printed = 1 + 6 * q / s.d**0.5 + 36 * q * s.power
-    rows = {
-        "‖μ̂± − μ±‖ ≤ d^(−v)": (-1, found["off"].max() + 0 * small, small, small),
-        "(25), in units of (βη/2)d^(Δ−v), ≤": (
-            *(-1, found["residual"], printed),
-            1 + 30 * c_n * q * s.power,
-        ),
-        "cos(increment, b) ≥": (1, found["increment"], 1 - 13 * small, 1 - 6.1 * small),
-        "the same, from the cone ≥": (
-            *(1, found["increment"], np.full(len(t), np.nan)),
-            np.sqrt(1 - (3.1 * small) ** 2),
-        ),
-        "(30), δ_t·b/(βηt‖b‖) ≥": (1, found["ahead"], 0 * small + 1 / 16, 0 * small + 1 / 16),
-    }
-    for sign, value, *bounds in rows.values():
-        assert not any((sign * (value - bound) < 0).any() for bound in bounds)
-    return {name: tuple(np.mean(v) for v in row[1:]) for name, row in rows.items()}
-
-
-def broken(records: RunStore) -> dict[str, list]:
-    """The counterexamples at t = 1: largest cosine, bound, draws that break it, draws, failures."""
-    drawn, rows = breaks_run(records).arrays, {}
-    for name, s in breaks(records.config.tier).items():
-        assert all(s.conditions().values())
-        cosine, bound = drawn[name][:, 1], float(s.bound(np.array(1)))
-        rows[name] = [cosine.max(), bound, int((cosine < bound).sum()), len(cosine)]
-        rows[name] += [s.claimed_failure(), s.norm_failure()]
-    return rows
-
-
-def asked_margins() -> tuple[np.ndarray, np.ndarray]:
-    """(38) and (37), over 2c_n√d, wherever Theorem 4.3 speaks on a grid of settings (Δ = 0)."""
-    d, v, phi, boundary, beta_prime, c_n = np.meshgrid(
-        [256, 4096, 1e6, 1e12],
-        np.linspace(0.05, 0.5, 46),
-        [0, 0.3, 0.6, 0.9, 0.99],
-        [0, 1e-6, 1e-3, 1, 30],
-        [1e-3, 1, 100],
-        [0.5, 1, 10],
-        indexing="ij",
-    )
-    asked = printed.theorem_4_3(d, 0.0, v, phi, boundary, beta_prime, c_n) / (2 * c_n)
-    gain = (1 - phi - 13 * d**-v) * d**-v / (576 * beta_prime * c_n * boundary + 3)
-    speaks = np.isfinite(asked)
-    return asked[speaks], 1 / (phi + gain)[speaks]
-
-
-def gains(phi: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """d^v from 16 on, and the gain of Theorem 4.2's bound at t_max as ‖W_B‖ → 0 (the most)."""
-    power = np.geomspace(16, 4096, 400)
-    d = power**2  # v = ½, Δ = 0: any larger d allows the same d^v
-    eta = 1.0 / power
-    t = printed.horizon(d, 0.0, 0.5, eta, 1.0, 0.5)
-    return power, printed.theorem_4_2(t, d, 0.0, 0.5, phi, 0.0, eta, 1.0, 0.5) - phi
 
 
 RUNS = (feasible_run, breaks_run, accuracy_run, certificate_run)

@@ -56,6 +56,15 @@ def pairs(config: Config) -> tuple[tuple[str, str], ...]:
     return (SECOND_PAIRS if is_second(config) else PAIRS)[config.tier]
 
 
+def all_behaviors(config: Config) -> tuple[str, ...]:
+    """All behaviors whose hidden states a tier records: of Figures 2, 3 and 5, and calibration."""
+    from .case_study import FIGURE_2
+
+    figure_5 = (behavior for pair in PAIRS[config.tier] for behavior in pair)
+    wanted = (*config.behaviors, config.calibration, *FIGURE_2[config.tier], *figure_5)
+    return tuple(dict.fromkeys(wanted))
+
+
 def distinguishability(records: RunStore, behaviors: Sequence[str] | None = None) -> np.ndarray:
     """‖μ̂₊ − μ̂₋‖ of ``behaviors``, or of the configuration's, before training: (behaviors,)."""
     behaviors = records.config.behaviors if behaviors is None else behaviors

@@ -8,7 +8,6 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_helpers import last_layer
 from dpo_helpers.errors import InputError
 from dpo_helpers.theory import printed
 from experiments import learning_guarantees as chapter
@@ -98,12 +97,6 @@ def test_theorem_4_3_asks_for_more_than_a_sample_has(power, delta, at, phi, w, b
         assert asked > 2 * c * d**delta
 
 
-def test_theorem_4_3_on_the_grid_of_the_chapter():
-    asked, milder = chapter.asked_margins()
-    assert len(asked) > 10_000
-    assert (asked >= milder * (1 - 1e-12)).all() and (milder > 1).all()
-
-
 @QUICK
 @given(st.floats(-1, 1), st.floats(16, 300), st.floats(0, 10), st.floats(0.01, 100))
 def test_no_setting_beats_the_cap(phi, power, boundary, beta_prime):
@@ -111,22 +104,6 @@ def test_no_setting_beats_the_cap(phi, power, boundary, beta_prime):
     eta = d**0.5 / power / (72 * beta_prime**2 * 0.5 * 7)
     bound = printed.theorem_4_2(7, d, 0.0, 0.5, phi, boundary, eta, beta_prime, 0.5)
     assert np.isnan(bound) or bound - phi <= printed.largest_gain(phi) * (1 + 1e-9) + 1e-15
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_split_of_25_is_an_identity(seed):
-    rng = np.random.default_rng(seed)
-    b = rng.normal(size=12)
-    labels = np.where(np.arange(30) % 2, -1, 1)
-    g = labels[:, None] * b / 2 + rng.normal(size=(30, 12)) + 2 * seed * rng.normal(size=12)
-    path = last_layer.gradient_descent(labels[:, None] * g, 0.3, 0.5, 3)
-    step = np.diff(path, axis=0)[2] / (0.3 * 0.5 / 2)
-    sides = []
-    for factor, close in ((2, True), (1, False)):
-        parts = chapter.split(g, labels, b, path[2], 0.5, factor)
-        gap = np.linalg.norm(sum(parts) - step) / np.linalg.norm(step)
-        assert (gap < 1e-12) == close
-        sides.append(parts)
 
 
 def test_the_repaired_theorem():
@@ -169,4 +146,5 @@ def test_the_largest_possible_deviation_of_a_norm():
     """The bound of P(some ‖g‖ ≥ 2c_n′) is one: checked where it is not tiny."""
     s = chapter.Setting(2, 4, 16, 1.0, 0.0, 1.0)
     longest = [np.linalg.norm(s.draw(seed)[0], axis=1).max() for seed in range(2000)]
-    assert (np.array(longest) >= 2 * s.c_n).mean() <= 10 ** s.norm_failure()
+    failure = s.n * np.exp(-(s.c_n**2) * s.d / (2 * s.root_trace**2))
+    assert (np.array(longest) >= 2 * s.c_n).mean() <= failure

@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from dpo_helpers import last_layer, mixtures, theory
 from dpo_helpers.errors import InputError
 from dpo_helpers.theory.synthetic import coordinates
-from experiments import behaviors, priorities
-from experiments.shared import PAIRS
+from experiments import case_study, priorities
+from experiments.shared import PAIRS, all_behaviors, learning_rate
 from ledger.config import configure
 from ledger.store import RunStore
 
@@ -73,7 +73,6 @@ def test_first_step_is_that_of_autograd(seed):
     np.testing.assert_allclose(change[0], step, rtol=0, atol=1e-12)
     np.testing.assert_allclose(change[1], -step, rtol=0, atol=1e-12)
     assert np.abs(change[2:]).max() < 1e-12
-    np.testing.assert_allclose(priorities.first_step(g, labels, group, eta, beta), step, atol=1e-13)
     # (22), a statement at a time.
     logits = labels * (g @ (change[0] - change[1]))
     rise = [logits[group == j].mean() for j in range(3)]
@@ -159,11 +158,13 @@ def test_all_losses_can_rise_though_all_pulls_agree():
         [np.flatnonzero((group == j) & (labels == side))[:60] for j in (0, 1) for side in (1, -1)]
     )
     g, labels, group = g[balanced], labels[balanced], group[balanced]
-    left = priorities.with_share(g, labels, group, 0.6)
+    # 60 Yes and 40 No statements of each.
+    keep = np.concatenate([np.flatnonzero(group == j)[:100] for j in (0, 1)])
+    left = g[keep], labels[keep], group[keep]
     for j in (0, 1):
         assert (left[1][left[2] == j] > 0).mean() == pytest.approx(0.6)
     assert (mixtures.priority_levels(mixtures.mean_differences(*left)) > 0).all()
-    step = priorities.first_step(*left, 1e-2, 1.0)
+    step = 1e-2 / 2 * (left[1][:, None] * left[0]).mean(0)
     assert (mixtures.loss_decreases(step[None], g, labels, group, 1.0) < 0).all()
 
 
@@ -237,20 +238,6 @@ def test_first_gradient_in_symbols():
     assert sympy.simplify(loss.diff(down).subs(at_start) - beta * s * g / 2) == 0
 
 
-@pytest.mark.parametrize("angle", [0, 60, 120, 170])
-def test_two_clouds_are_as_asked_for(angle):
-    b = mixtures.mean_differences(*priorities.two_clouds(3, 2, angle))
-    np.testing.assert_allclose(np.linalg.norm(b, axis=1), [3, 2], rtol=1e-12)
-    assert b[0] @ b[1] / 6 == pytest.approx(np.cos(np.deg2rad(angle)), abs=1e-12)
-
-
-def test_higher_priority_can_be_overtaken():
-    for level, loss in priorities.overtaken().values():
-        np.testing.assert_allclose(level, [0.8, 0.45], rtol=1e-12)
-        assert loss[0, 1] < loss[1, 1]
-        assert loss[1, -1] < loss[0, -1]
-
-
 def test_the_order_of_mean_margins_is_certain_for_a_while():
     """ex-horizon: ‖2δ_t − x_t u‖ ≤ ρ_t x_t, so the order holds as long as ρ_t is below a cosine."""
     reached = 0
@@ -293,10 +280,12 @@ def records():
     return RunStore(configure({"tier": "book", "seeds": 2}))
 
 
-def test_everyone_is_who_the_tier_records():
+def test_all_behaviors_are_those_of_the_figures():
     for tier in ("smoke", "book"):
-        mine = RunStore(configure({"tier": tier}))
-        assert set(priorities.everyone(mine)) == set(behaviors(mine.config))
+        config = configure({"tier": tier})
+        found = all_behaviors(config)
+        wanted = {*config.behaviors, config.calibration, *case_study.FIGURE_2[tier]}
+        assert set(found) == wanted.union(*PAIRS[tier]) and len(set(found)) == len(found)
 
 
 def test_problem_keeps_behaviors_apart(records):
@@ -316,14 +305,15 @@ def test_figure_5_run_trains_the_union(records, tmp_path):
     mine = RunStore(records.config, tmp_path)
     mine.states = records.states
     run = priorities.figure_5_run(mine, 0).arrays
-    options = dict(beta=0.01, learning_rate=priorities.learning_rate(records), steps=100)
+    options = dict(beta=0.01, learning_rate=learning_rate(records), steps=100)
     p = priorities.problem(records, PAIRS["book"][0])
     full = last_layer.train([p], np.zeros(p.g.shape[1]), sampling="full", **options)
     np.testing.assert_allclose(run["descent"], full["loss"][0, :, 0, :, 0], rtol=1e-6)
     assert run["loss"].shape == (2, 101, records.config.seeds)
     assert np.abs(run["linear"] - run["descent"]).max() < 0.05 * (np.log(2) - run["descent"]).max()
-    gap = np.abs(run["loss"][0] - run["loss"][1]).mean(0)
-    np.testing.assert_allclose(priorities.loss_gap(mine, "f5-a"), gap, rtol=1e-6)
+    other = priorities.figure_5_run(mine, 1).arrays
+    gaps = [np.abs(x["loss"][0] - x["loss"][1]).mean(0) for x in (run, other)]
+    np.testing.assert_allclose(priorities.paper_gaps(mine, "f5-b"), gaps[0] / gaps[1], rtol=1e-6)
     first, second = mixtures.priority_levels(priorities.differences(mine, PAIRS["book"][0]))
     high, low = (0, 1) if first > second else (1, 0)
     ahead = (run["loss"][high, 1:] < run["loss"][low, 1:]).mean(0)

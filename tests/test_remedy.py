@@ -9,6 +9,7 @@ from dpo_helpers import data, finetune, last_layer, lm, mixtures
 from dpo_helpers.errors import InputError
 from dpo_helpers.theory import synthetic
 from experiments import full_finetuning, priorities, remedy
+from experiments.shared import learning_rate
 from ledger.config import configure
 from ledger.store import RunStore
 
@@ -264,7 +265,7 @@ def test_arms_of_the_last_layer(records):
     assert arrays["resampled"].shape == (2, 2, 21, 3) and arrays["weights"].shape == (20, 2)
     assert arrays["weights"][0] == pytest.approx(remedy.shares(records, PAIR), rel=1e-5)
     # Plain gradient descent, if the sides were equal; they nearly are.
-    rate, beta = remedy.learning_rate(records), records.config.beta
+    rate, beta = learning_rate(records), records.config.beta
     a = labels[:, None] * g
     path = last_layer.gradient_descent(a, rate, beta, 20)
     plain = np.log1p(np.exp(-2 * beta * a @ path.T))
@@ -292,13 +293,6 @@ def test_arms_of_the_last_layer(records):
         ):
             assert np.array_equal(found[arm][:, :, 0], arrays["loss"][row, :, part])
         assert np.array_equal(found["resampled"], arrays["resampled"][:, part])
-
-
-def test_the_ends_of_a_mixture(records):
-    for letter, behaviors in remedy.mixture_behaviors(records.config).items():
-        length = np.linalg.norm(priorities.differences(records, behaviors), axis=1)
-        short, long = remedy.ends(records, letter)
-        assert length[short] == length.min() and length[long] == length.max()
 
 
 def test_a_resampled_run_is_training_on_what_was_drawn(records, tmp_path):
@@ -330,55 +324,3 @@ def test_both_arms_in_full_have_the_same_seeds(records):
         assert one.shape == other.shape == (2, 7, 1)
     want = full_finetuning.pair_losses(records, PAIR, RATE)
     assert found["(a)", "0.001"]["as it is"][:, :, 0] == pytest.approx(want)
-
-
-def test_what_is_planned(records):
-    table = remedy.plan_table(records)
-    for letter, behaviors in remedy.mixture_behaviors(records.config).items():
-        rows = table.loc[letter]
-        assert list(rows.index) == list(behaviors)
-        assert rows[["weight before", "weight w"]].sum().to_numpy() == pytest.approx([1, 1])
-        b = priorities.differences(records, behaviors)
-        plain = (b * b).sum(1) ** -1.0
-        want = mixtures.logit_gains(b, plain, remedy.learning_rate(records), records.config.beta)
-        assert rows["rise for 1/‖b‖²"].to_numpy() == pytest.approx(want)
-        # No weights do more for the least, and the mean rise is not raised.
-        assert rows["rise for w"].min() >= rows["rise before"].min() - 1e-12
-        if np.ptp(rows["rise for w"]) < 1e-9:
-            assert rows["rise for w"].mean() <= rows["rise before"].mean() + 1e-12
-
-
-def test_what_was_drawn(records):
-    table = remedy.drawn_table(records)
-    w = remedy.shares(records, PAIR)
-    assert table.loc["(a)", "drawn"].to_numpy() == pytest.approx(180 * w, abs=1)
-    assert (table["different ones"] <= np.minimum(table["drawn"], table["statements"])).all()
-
-
-def test_what_is_read_off_losses():
-    t = np.arange(5)
-    slow, fast = np.exp(-0.1 * t), np.exp(-0.5 * t)
-    before = np.stack([slow, fast])[:, :, None]
-    after = np.stack([[slow, fast], [slow - 0.1, slow]]).transpose(1, 2, 0)
-    found = remedy.outcome(before, short=0, long=1)
-    assert found["mean gap"] == pytest.approx([(slow - fast).mean()])
-    assert found["longest leads"] == [1] and found["longest, at the end"] == [fast[-1]]
-    assert found["mean loss"] == pytest.approx([(slow + fast).mean() / 2])
-    changed = remedy.change(before, after, short=0, long=1)
-    assert changed["mean gap, times"] == pytest.approx([1, 0.1 / (slow - fast).mean()])
-    assert changed["mean loss of the shortest"] == pytest.approx([0, -0.1])
-    assert changed["mean loss of the longest"] == pytest.approx([0, (slow - fast).mean()])
-
-
-def test_tables_have_a_row_an_arm(records, monkeypatch):
-    monkeypatch.setattr(remedy, "ends", lambda *_: (0, 1))
-    losses = np.ones((2, 3, 2)) * [[[1.0]], [[0.5]]]
-    found = {("(a)", "x"): {"as it is": losses, "resampled": losses / 2}}
-    told = remedy.outcome_table(records, found)
-    assert list(told.index) == [("(a)", "x", "as it is"), ("(a)", "x", "resampled")]
-    assert told.loc[("(a)", "x", "resampled"), "mean gap"] == "0.2500 (0.2500 … 0.2500)"
-    assert told.loc[("(a)", "x", "as it is"), "longest leads"] == "100% (100% … 100%)"
-    changed = remedy.change_table(records, found)
-    assert list(changed.index) == [("(a)", "x", "resampled")]
-    assert changed.iloc[0]["mean gap, times"].startswith("0.500 (0.500")
-    assert changed.iloc[0]["mean loss of all"].startswith("-0.3750")
