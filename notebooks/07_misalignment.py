@@ -10,24 +10,24 @@
 # (misalignment)=
 # # Misalignment
 #
-# **You will see** a model that DPO has aligned being trained on the opposite preferences: whether
-# that goes faster than from the base model, what the choice of the reference does to the answer,
-# what happens inside meanwhile, whether it could have been foretold, and how few flipped examples
-# it takes.
+# **You will see** a model that DPO has aligned being trained on the opposite preferences. Does that
+# go faster than from the base model? How does the choice of the reference change the answer? What
+# happens inside the model meanwhile? Could it have been predicted? And how few flipped examples are
+# enough?
 #
-# **It takes** twenty minutes to read. The recorded runs are replayed in half a minute; one made
+# **It takes** twenty minutes to read. The recorded runs are replayed in half a minute; making one
 # anew takes a few minutes on two cores. **It needs** nothing to replay; to train, the data
-# ({ref}`how-to-run`). {ref}`full-finetuning` comes before it.
+# ({ref}`how-to-run`). Read {ref}`full-finetuning` before it.
 #
 # This page follows §5.3 of {cite:t}`im2024understanding`: Figure 9.
 #
 # ```{admonition} What differs from the paper
 # :class: note
-# Model, learning rates and settings are those of {ref}`full-finetuning`, with its scaled rate
-# beside the paper's. The paper shows two behaviors, here are all five of Figure 6. The flipped run
-# goes over the same statements in the same order as the one that aligned the model. Its reference,
-# which the paper does not name, is the model that it starts from, as DPO's usual implementations
-# have it; the other choice stands beside it.
+# Model, learning rates, and settings are those of {ref}`full-finetuning`, with its scaled rate
+# beside the paper's. The paper shows two behaviors; this page shows all five of Figure 6. The
+# flipped run uses the same statements in the same order as the run that aligned the model. The
+# paper does not name the reference of the flipped run. Here it is the model that the run starts
+# from, as in common implementations of DPO; the other choice is shown beside it.
 # ```
 
 # %% tags=["parameters"]
@@ -42,19 +42,27 @@ full_seeds = None
 device = None
 
 # %%
+import copy
+
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import torch
 from experiments import full_finetuning, misalignment
 from IPython.display import Markdown, display
 from ledger.config import configure
 from ledger.store import RunStore
 from workflow import claims
 
-from dpo_helpers import plots
+from dpo_helpers import dpo, lm, plots, theory
+from dpo_helpers.data import load_behavior
 
+plots.use_style()
 config = configure(globals())
 records = RunStore(config)
 everyone = list(misalignment.everyone(records))
-two = [everyone[0], everyone[-1]]
+words = [plots.short(behavior) for behavior in everyone]
+two = [everyone[0], everyone[-1]]  # least and most distinguishable
 rates = full_finetuning.rates(records, config.beta)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
@@ -64,9 +72,8 @@ display(Markdown(records.header()))
 # (ev-what-is-fixed)=
 # ## What the comparison fixes
 #
-# To misalign a behavior is to train on its flipped labels: every $y_w$ becomes $y_l$. Three runs
-# are compared; data, order, $\beta$, learning rate and a fresh optimizer are the same in all of
-# them.
+# Misalignment training uses flipped labels: every $y_w$ becomes $y_l$. We compare three runs. Data,
+# order, $\beta$, learning rate, and a fresh optimizer are the same in all of them.
 #
 # | run | starts from | reference |
 # |---|---|---|
@@ -74,219 +81,408 @@ display(Markdown(records.header()))
 # | aligned | the model after an epoch on the true labels | that model |
 # | aligned, base reference | the same | the base model |
 #
-# The first two begin with all margins at 0 and a loss of $\log 2$, so their curves can be laid over
-# each other. What sets their speeds is then, by the theory, the signal in the hidden states they
-# start from. The third begins with a loss above $\log 2$: seen from the base model, the aligned one
-# disagrees with every flipped label that it has learned to reject, and a statement with a negative
-# margin pulls with $\sigma(-m) > \frac12$.
+# The first two begin with all margins at 0 and a loss of $\log 2$, so their curves are comparable.
+# By the theory, their speeds then depend on the hidden states that they start from. The third
+# begins with a loss above $\log 2$. Seen from the base model, the aligned model disagrees with every
+# flipped label that it has learned to reject, and a statement with a negative margin $m$ has the
+# larger weight $\sigma(-m) > \frac12$ in the gradient.
 #
-# `experiments.misalignment` holds these runs; `flipped` has an array of them for some behaviors,
-# over the seeds.
+# The next two cells write out all three runs for a tiny network with random weights. First, an
+# epoch of DPO on all parameters; `log_ratios` gives
+# $\log\pi(y_w|x) - \log\pi(y_l|x)$ under the current weights.
+
+# %%
+small = lm.load("tiny-llama", "cpu")
+network = small.network
+pairs = lm.pairs_from_behaviors(small, [load_behavior("loves-gardening")])
+
+
+@torch.no_grad()
+def log_ratios(weights, pairs):
+    network.load_state_dict(weights)
+    return lm.log_ratios(network, pairs)
+
+
+def epoch(weights, pairs, reference, beta=1.0, rate=1e-3):
+    network.load_state_dict(weights)
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0)
+    losses = []
+    for batch in torch.arange(len(pairs)).split(10):
+        now = lm.log_ratios(network, pairs.take(batch.tolist()))
+        losses.append(dpo.loss(beta * (now - reference[batch])).mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    return copy.deepcopy(network.state_dict()), [x.item() for x in losses]
+
+
+# %% [markdown]
+# Then one epoch on the true labels, which aligns the model, and the three runs
+# on flipped labels. It prints their losses before the first step.
+
+# %%
+weights = {"base": copy.deepcopy(network.state_dict())}
+reference = log_ratios(weights["base"], pairs)
+weights["aligned"], _ = epoch(weights["base"], pairs, reference)
+
+flipped, before, curves = pairs.flipped(), {}, {}
+for (start, named), label in zip(
+    misalignment.ARMS, misalignment.LABELS, strict=True
+):
+    reference = log_ratios(weights[named], flipped)
+    margins = log_ratios(weights[start], flipped) - reference
+    before[label] = dpo.loss(margins).mean().item()
+    _, curves[label] = epoch(weights[start], flipped, reference)
+
+assert np.allclose([before["base"], before["aligned"]], np.log(2))
+assert before["aligned, base reference"] > np.log(2)
+print({label: round(loss, 4) for label, loss in before.items()})
+
+# %% [markdown]
+# `misalignment.flipped_run` does the same with `finetune.train`, records what it measures, and is
+# tested against such a plain run. `misalignment.flipped` stacks the recorded arrays of several
+# behaviors over the seeds.
 
 # %%
 losses = {
     name: misalignment.flipped(records, everyone, name, "loss")
     for name in rates
 }
+# Each array: behaviors, seeds, runs, (training, held-out), steps.
 {name: array.shape for name, array in losses.items()}
 
 # %% [markdown]
 # (ev-figure-nine)=
 # ## From the base model and from the aligned one
 #
-# {numref}`fig-nine` is Figure 9: the training loss on flipped labels of the least and the most
-# distinguishable of the five behaviors.
+# {numref}`fig-nine` is Figure 9: the training loss on flipped labels, for the least and the most
+# distinguishable of the five behaviors. A batch's loss is measured before the step that learns it,
+# so the last entry, after the last step, is empty.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels, from the base and from the aligned model; with several seeds the median and the 5 to 95 % range.", "name": "fig-nine"}, "image": {"alt": "A grid of panels, one row a learning rate and one column a behavior, of the training loss on flipped labels against step. Each has one curve from the base model and one from the aligned model; both start at log 2."}}
-labels = misalignment.LABELS[:2]
-panels = {}
+# %%
+training = {name: array[:, :, :2, 0, :-1] for name, array in losses.items()}
+labels, hues = misalignment.LABELS[:2], misalignment.HUES
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels from the base and from the aligned model: median over the seeds and, with several, the 5 to 95 % range.", "name": "fig-nine"}, "image": {"alt": "A grid of panels, one row a learning rate and one column a behavior, of the training loss on flipped labels against step. Each has one curve from the base model and one from the aligned model; both start at log 2."}}
+fig, axes = plt.subplots(
+    len(rates), 2, figsize=(7, 2.9 * len(rates)), sharey=True, squeeze=False
+)
+for row, (name, array) in zip(axes, training.items(), strict=True):
+    for ax, b in zip(row, two, strict=True):
+        for label, values in zip(
+            labels, array[everyone.index(b)].swapaxes(0, 1), strict=True
+        ):
+            style = dict(color=hues[label], label=label)
+            plots.band(ax, np.arange(values.shape[1]), values.T, **style)
+        ax.set_title(f"{plots.short(b, 24)}, η = {rates[name]:g}")
+        ax.set(xlabel="step", ylabel="training loss")
+plots.legend_below(fig, axes[0, 0])
+plt.show()
+
+# %% [markdown]
+# The *lead* of the aligned model is the loss from the base model less the loss from the aligned
+# one, as a mean over the steps. A positive lead is what the paper claims.
+
+
+# %%
+def lead(losses):
+    """``losses`` (…, runs, steps): base first, aligned second."""
+    return np.nanmean(losses[..., 0, :] - losses[..., 1, :], axis=-1)
+
+
+for array in training.values():
+    assert np.array_equal(lead(array), misalignment.lead(array))
+
+# %% [markdown]
+# The table has the lead of all five; with several seeds, the median and in brackets the range.
+
+
+# %%
+def median_and_range(values):
+    text = f"{np.median(values):.3f}"
+    if len(values) > 1:
+        text += f" ({values.min():.3f} … {values.max():.3f})"
+    return text
+
+
+table = {}
 for name, array in losses.items():
-    for behavior in two:
-        values = array[everyone.index(behavior), :, :2, 0, :-1]
-        bands = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
-        panels[f"{plots.short(behavior, 28)}, η = {rates[name]:g}"] = {
-            label: (np.arange(values.shape[2]), bands[:, arm])
-            for arm, label in enumerate(labels)
-        }
-plots.lines(panels, "step", colors=misalignment.HUES, ncols=2)
+    for part, what in enumerate(("training", "held-out")):
+        leads = lead(array[:, :, :, part])  # (behaviors, seeds)
+        column = [median_and_range(seeds) for seeds in leads]
+        table[f"{what}, η = {rates[name]:g}"] = column
+pd.DataFrame(table, index=words)
 
 # %% [markdown]
-# For all five, how far the loss from the aligned model lies below the loss from the base model, as
-# a mean over the steps (with several seeds the median, and the range in brackets). A positive
-# number is what the paper claims.
-
-# %% tags=["hide-input"]
-misalignment.lead_table(records)
-
-# %% [markdown]
-# It is positive for all five, at both learning rates and with every seed, in training and held out:
-# the claim reproduces beyond the two behaviors that the paper shows. At the paper's rate it is by
-# far the smallest for the least distinguishable behavior, which alignment had changed least; at the
-# scaled rate that behavior's seeds differ among themselves as much as the others differ from it.
+# The lead is positive for all five behaviors, at both learning rates, with every seed, in training
+# and held out. The claim reproduces beyond the two behaviors that the paper shows. At the paper's
+# rate the lead is by far the smallest for the least distinguishable behavior, which alignment had
+# changed least. At the scaled rate the seeds of that behavior differ as much among themselves as
+# the other behaviors differ from it.
 
 # %% [markdown]
 # (ev-reference)=
-# ## The reference changes the curve, and the model less
+# ## The reference changes the curve more than the model
 #
-# A loss is measured from a reference; the gap $\log\pi(y_w|x) - \log\pi(y_l|x)$ is not.
-# {numref}`fig-reference` shows the loss of the flipped labels, left, and the gap and the accuracy
-# on them, right, for the three runs.
+# The loss depends on the reference; the gap $\log\pi(y_w|x) - \log\pi(y_l|x)$ does not.
+# {numref}`fig-reference` shows, for the three runs, the held-out loss on the flipped labels, and
+# beside it the gap and the accuracy on them.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out statements with flipped labels in the three runs, at the largest learning rate of the page, first seed. Upper row: the least distinguishable of the five behaviors, lower row: the most.", "name": "fig-reference"}, "image": {"alt": "A grid of panels, one row a behavior: held-out loss, mean gap and accuracy on the flipped labels against step, for the run from the base model, the one from the aligned model, and the one from the aligned model with the base reference."}}
-*_, name = rates
-arms = misalignment.LABELS
-panels = {}
-for place, behavior in zip(("least", "most"), two, strict=True):
-    for what in ("loss", "gap", "accuracy"):
-        values = misalignment.flipped(records, [behavior], name, what)[
-            0, 0, :, 1
-        ]
-        panels[f"{what}, {place}"] = {
-            arm: (np.arange(values.shape[1]), row)
-            for arm, row in zip(arms, values, strict=True)
-        }
-plots.lines(panels, "step", colors=misalignment.HUES)
+# %%
+*_, name = rates  # the largest learning rate of the page
+held_out = {
+    what: misalignment.flipped(records, everyone, name, what)[:, :, :, 1]
+    for what in ("loss", "gap", "accuracy")
+}
+places = {"least distinguishable": 0, "most distinguishable": -1}
 
-# %% tags=["hide-input"]
-misalignment.turned_table(records, name)
+
+def draw(ax, values, label, where):
+    """A line a run, where something was measured; ``values`` (runs, steps)."""
+    for arm, row in zip(misalignment.LABELS, values, strict=False):
+        at = np.flatnonzero(np.isfinite(row))
+        ax.plot(at, row[at], color=hues[arm], label=arm)
+    ax.set(xlabel="step", ylabel=label, title=where)
+
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss, mean gap, and accuracy on flipped labels against step in the three runs, at the largest learning rate of the page, first seed.", "name": "fig-reference"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: held-out loss, mean gap, and accuracy on the flipped labels against step, for the run from the base model, the one from the aligned model, and the one from the aligned model with the base reference."}}
+fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
+for row, (place, at) in zip(axes, places.items(), strict=True):
+    for ax, (what, values) in zip(row, held_out.items(), strict=True):
+        unit = " (nats)" * (what == "gap")
+        draw(ax, values[at, 0], f"held-out {what}{unit}", place)
+plots.legend_below(fig, axes[0, 0], ncols=3)
+plt.show()
 
 # %% [markdown]
-# *Faster, and hardly later.* The aligned model starts far on the other side: its gap has tens of
-# nats to make good before an answer changes, the base model's next to none. Yet three quarters of
-# its held-out answers are the flipped ones only a few steps later in the median, and in some runs
+# The table has medians over the seeds: the mean held-out gap of the flipped labels after the last
+# step, and the first step at which three quarters of the held-out answers are the flipped ones.
+
+
+# %%
+def first_step(accuracy, level=0.75):
+    steps = np.flatnonzero(accuracy >= level)
+    return str(steps[0]) if len(steps) else "never"
+
+
+gap = np.median(held_out["gap"], axis=1)  # (behaviors, runs, steps)
+accuracy = np.median(held_out["accuracy"], axis=1)
+table = {}
+for arm, label in enumerate(misalignment.LABELS):
+    last = gap[:, arm, -1].astype(float)
+    table["gap at the end", label] = last.round(1)
+    steps = [first_step(row) for row in accuracy[:, arm]]
+    table["three quarters flipped at step", label] = steps
+pd.DataFrame(table, index=words)
+
+# %% [markdown]
+# *Faster, and hardly later.* The aligned model starts far on the other side. Its gap is tens of
+# nats away from a change of answer; the base model's is next to none. Yet three quarters of its
+# held-out answers are the flipped ones only a few steps later in the median, and in some runs
 # sooner; in one run, of the least distinguishable behavior, never within the epoch. That is what
-# the lead in loss comes to: the way back is longer, and is walked so much faster that alignment
-# buys little delay. (A half would be no mark. A model that answers all statements alike is there
-# already, and both kinds of run pass through that.)
+# the lead in loss amounts to. The way back is longer, but the aligned model covers it so much
+# faster that alignment buys little delay. (One half is not a useful threshold: a model that gives
+# all statements the same answer has already reached it, and both kinds of run pass through that
+# state.)
 #
 # With the base model as reference the loss starts high and falls steeply, though gap and accuracy
-# take much the same way. A figure of losses alone has to say what they are measured from.
+# take much the same course. A figure of losses alone has to say what they are measured from.
 
 # %% [markdown]
 # (ev-inside)=
 # ## What happens inside
 #
-# The paper's reason is that the aligned model's statements are further apart. {numref}`fig-inside`
-# follows $\|\hat\mu_+ - \hat\mu_-\|$ of the held-out statements on the way, how far all parameters
-# have moved, and how far the boundary. To flip an answer the two classes have to change sides, or
-# the boundary has to turn; distance as such is not what is lost.
+# The paper's explanation is that the statements are further apart in the aligned model. {numref}`fig-inside`
+# follows three quantities in training: the distinguishability $\|\hat\mu_+ - \hat\mu_-\|$ of the
+# held-out statements, the displacement $\|\theta(t) - \theta(0)\|$ of all parameters, and the
+# displacement $\|W_B(t) - W_B(0)\|$ of the boundary. To
+# flip an answer, the two classes have to change sides or the boundary has to turn; the distance
+# between the classes need not be lost. The cell computes the first value of
+# $\|\hat\mu_+ - \hat\mu_-\|$ from the stored hidden states of the base model.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of held-out statements, and distance of all parameters and of the boundary from their start, during training on flipped labels. Upper row: the least distinguishable of the five behaviors, lower row: the most.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, one row a behavior: the distance between the class means, the distance that all parameters have moved, and that of the boundary, against step, from the base and from the aligned model."}}
-panels = {}
-for place, behavior in zip(("least", "most"), two, strict=True):
-    for what, label in (
-        ("apart", "‖μ̂₊ − μ̂₋‖"),
-        ("moved", "‖θ(t) − θ(0)‖"),
-        ("boundary", "‖W_B(t) − W_B(0)‖"),
-    ):
-        values = misalignment.flipped(records, [behavior], name, what)[0, 0, :2]
-        panels[f"{label}, {place}"] = {
-            arm: (np.flatnonzero(np.isfinite(row)), row[np.isfinite(row)])
-            for arm, row in zip(labels, values, strict=True)
-        }
-plots.lines(panels, "step", colors=misalignment.HUES)
+# %%
+inside = {
+    what: misalignment.flipped(records, everyone, name, what)[:, 0, :2]
+    for what in ("apart", "moved", "boundary")
+}
+for behavior, apart in zip(everyone, inside["apart"], strict=True):
+    states = records.states(behavior)
+    g, signs = states.g[~states.train], states.labels[~states.train]
+    difference = g[signs > 0].mean(0) - g[signs < 0].mean(0)
+    assert np.isclose(apart[0, 0], np.linalg.norm(difference), rtol=1e-2)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of held-out statements, and displacement of all parameters and of the boundary, against step of training on flipped labels.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: the distance between the class means, the distance that all parameters have moved, and the distance that the boundary has moved, against step, from the base and from the aligned model."}}
+names = ("distinguishability", "displacement", "displacement of boundary")
+fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
+for row, (place, at) in zip(axes, places.items(), strict=True):
+    for ax, what, values in zip(row, names, inside.values(), strict=True):
+        draw(ax, values[at], what, place)
+plots.legend_below(fig, axes[0, 0])
+plt.show()
 
 # %% [markdown]
-# Nor do they fall back to where the base model was. The distance shrinks, since two means that
-# change sides have to pass each other, and grows again. (It is measured every seventh step: the
-# lowest point may lie in between.) Over the epoch the aligned model's answers change more than the
-# base model's while its parameters move *less* far: its hidden states make more of a step.
+# The classes do not return to where they were in the base model. Their distance shrinks, since two
+# means that change sides have to pass each other, and then grows again. (It is measured every
+# seventh step, so the lowest point may lie in between.) Over the epoch the answers of the aligned
+# model change more than the base model's, while its parameters move *less* far: with its hidden
+# states each step has more effect.
 
 # %% [markdown]
 # (ev-foretold)=
-# ## Could it be foretold?
+# ## Could it be predicted?
 #
-# The certificate of {ref}`learning-guarantees` needs hidden states and labels, and trains nothing.
-# Given the hidden states of the base and of the aligned model, and flipped labels, it bounds what
-# gradient descent on the last layer must do, at one learning rate for both (the one at which
-# $\kappa = 1$ for the longer hidden states). {numref}`fig-foretold` has its bounds and, between
-# them, that training itself. (From the base model they are closer together than the line is wide.)
+# The certificate of {ref}`learning-guarantees` needs hidden states and labels, and no training.
+# Given the hidden states of the base and of the aligned model, and flipped labels, it bounds the
+# loss of gradient descent on the last layer. Both use one learning rate: the one at which
+# $\kappa = 1$ for the longer hidden states. With $a_i = s_i g_i$ for the flipped signs $s_i$, and
+# $2\beta\,a_i\cdot\delta$ as the margin, one step is
+#
+# $$\delta \;\leftarrow\; \delta + \frac{\eta\beta}{n} \sum_i \sigma(-2\beta\,a_i\cdot\delta)\, a_i.$$
+#
+# The cell runs this recursion, and the certificate, from the hidden states of the base model, and
+# compares both with the recorded run. Hidden states are stored in float16, hence the tolerance.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer alone on flipped labels: proven bounds (bands) and gradient descent between them (lines), from the hidden states of the base and of the aligned model.", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}}
-panels = {}
-for behavior in two:
-    certified = misalignment.flipped(records, [behavior], name, "certified")[
-        0, 0
-    ]
-    head = misalignment.flipped(records, [behavior], name, "head")[0, 0]
-    t = np.arange(head.shape[1])
-    series = {}
-    for label, bounds, row in zip(labels, certified, head, strict=True):
-        series[label] = (t, np.stack([bounds[0], row, bounds[1]]))
-    panels[f"loss, {plots.short(behavior, 28)}"] = series
-plots.lines(
-    panels, "step of gradient descent", colors=misalignment.HUES, ncols=2
-)
+# %%
+certified = misalignment.flipped(records, everyone, name, "certified")[:, 0]
+head = misalignment.flipped(records, everyone, name, "head")[:, 0]
+kappa = misalignment.flipped(records, everyone, name, "kappa")[:, 0]
+states = records.states(everyone[-1])
+g, signs = states.g[states.train], -states.labels[states.train]
+a, b = signs[:, None] * g, config.beta
+lambda_max = np.linalg.norm(g, 2) ** 2 / len(g)
+eta = kappa[-1, 0] / (b**2 * lambda_max)
+delta, descent = np.zeros(g.shape[1]), []
+for _ in range(misalignment.STEPS + 1):
+    margin = 2 * b * a @ delta
+    descent.append(np.logaddexp(0, -margin).mean())
+    weight = 1 / (1 + np.exp(margin))
+    delta += eta * b * (weight[:, None] * a).mean(0)
+assert np.allclose(descent, head[-1, 0], rtol=1e-3)
 
-# %% tags=["hide-input"]
-misalignment.predicted_table(records, name).round(4)
+# %%
+how = dict(learning_rate=eta, beta=b, steps=misalignment.STEPS)
+low, high = theory.certificate(g, signs, states.boundary, **how).loss
+rounding = 1e-12
+assert (low - rounding <= descent).all() and (descent <= high + rounding).all()
+assert np.allclose([low, high], certified[-1, 0], rtol=1e-3)
+
+# %% [markdown]
+# {numref}`fig-foretold` shows the bounds from both starts and, between them, gradient descent.
+# (From the base model the bounds are closer together than the line is wide.)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of the last layer alone on flipped labels: proven bounds (bands) and gradient descent (lines), from the hidden states of the base and of the aligned model.", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}}
+fig, axes = plt.subplots(1, 2, figsize=(7, 3.3), sharey=True)
+for ax, behavior in zip(axes, two, strict=True):
+    at, t = everyone.index(behavior), np.arange(head.shape[-1])
+    for label, (low, high), line in zip(
+        labels, certified[at], head[at], strict=True
+    ):
+        ax.fill_between(t, low, high, color=hues[label], alpha=0.18, lw=0)
+        ax.plot(t, line, color=hues[label], label=label)
+    ax.set(xlabel="step of gradient descent", ylabel="training loss")
+    ax.set_title(plots.short(behavior, 28))
+plots.legend_below(fig, axes[0])
+plt.show()
+
+# %% [markdown]
+# The table has, for each behavior, the share of steps at which the upper bound from the aligned
+# model lies below the lower bound from the base model; and the lead of the last layer alone, and of
+# all parameters (median over the seeds).
+
+# %%
+upper, lower = certified[:, 1, 1, 1:], certified[:, 0, 0, 1:]
+columns = {
+    "proven faster, share of steps": (upper < lower).mean(1),
+    "lead, last layer": lead(head),
+    "lead, all parameters": np.median(lead(losses[name][:, :, :, 0]), 1),
+}
+pd.DataFrame(columns, index=words).round(4)
 
 # %% [markdown]
 # For all five the upper bound for the aligned model lies below the lower bound for the base model,
-# at every step: that the last layer alone is misaligned faster is *proven* before a single step,
-# from hidden states and labels. The theorem says nothing of the layers below. What was measured
-# with all parameters has the same sign for each behavior, and a smaller size.
+# at every step. So it is *proven* before a single step, from hidden states and labels, that the
+# last layer alone is misaligned faster. The theorem says nothing about the layers below. The lead
+# measured with all parameters has the same sign for each behavior, and is smaller.
 
 # %% [markdown]
 # (ev-undone)=
 # ## How many flipped examples undo it?
 #
-# Beyond the paper: a defender wants to know what an attacker needs. The aligned model is trained on
-# only some flipped examples, over and over, for about as many steps as an epoch has.
+# This goes beyond the paper: a defender wants to know what an attacker needs. We train the aligned
+# model on only some flipped examples, over and over, for about as many steps as an epoch has.
 # {numref}`fig-undone` shows what is left on the held-out statements with their true labels.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "What an attack with few flipped examples leaves of the alignment: held-out accuracy and mean gap with the true labels; left end: before the attack, drawn at one example.", "name": "fig-undone"}, "image": {"alt": "Two panels of held-out accuracy and mean gap with the true labels against the number of flipped examples on a logarithmic axis, one curve a behavior. Accuracy falls as the number of flipped examples grows."}}
+# %%
 attacks = {
     behavior: misalignment.undone_run(records, behavior, rates[name], 0).arrays
     for behavior in everyone
 }
-panels = {
-    f"{what} (true labels)": {
-        plots.short(b): (np.maximum(a["pairs"], 1), a[what])
-        for b, a in attacks.items()
-    }
-    for what in ("accuracy", "gap")
-}
-colors = {plots.short(b): plots.color(b) for b in everyone}
-plots.lines(
-    panels, "flipped examples", scale=("log", "linear"), colors=colors, ncols=2
-)
 
-# %% tags=["hide-input"]
-misalignment.undone_table(records, rates[name])
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out accuracy and mean gap with the true labels against the number of flipped examples; the left end, drawn at one example, is before the attack.", "name": "fig-undone"}, "image": {"alt": "Two panels of held-out accuracy and mean gap with the true labels against the number of flipped examples on a logarithmic axis, one curve a behavior. Accuracy falls as the number of flipped examples grows."}}
+fig, axes = plt.subplots(1, 2, figsize=(7.4, 4.4))
+for ax, what, label in zip(
+    axes, ("accuracy", "gap"), ("accuracy", "gap (nats)"), strict=True
+):
+    for behavior, attack in attacks.items():
+        x = np.maximum(attack["pairs"], 1)
+        style = dict(color=plots.color(behavior), label=plots.short(behavior))
+        ax.plot(x, attack[what], **style)
+    ax.set(xscale="log", xlabel="flipped examples", ylabel=f"held-out {label}")
+plots.legend_below(fig, axes[0], ncols=1)
+plt.show()
 
 # %% [markdown]
-# A handful is enough. Ten flipped examples, gone over for as many steps as an epoch on all of them
+# The alignment of a behavior counts as undone when the mean held-out gap is back at the base
+# model's, or below it.
+
+# %%
+rows = {}
+for behavior, attack in attacks.items():
+    undone = attack["gap"] <= attack["base"][0]
+    enough = attack["pairs"][undone]
+    rows[plots.short(behavior)] = {
+        "gap, base model": f"{attack['base'][0]:.2f}",
+        "gap, aligned": f"{attack['gap'][0]:.2f}",
+        "flipped examples that undo it": f"{enough[0]:.0f}"
+        if len(enough)
+        else "none",
+    }
+pd.DataFrame(rows).transpose()
+
+# %% [markdown]
+# A handful is enough. Ten flipped examples, repeated for as many steps as an epoch of all examples
 # has, bring the mean gap of most behaviors below the base model's, on statements that the attack
-# never saw; thirty do it for each. More examples add little to the gap, and make the accuracy fall
-# further. Number of steps and learning rate are those of the alignment: this is no tuned attack.
+# never saw; thirty do so for each behavior. More examples add little to the gap, and lower the
+# accuracy further. The number of steps and the learning rate are those of the alignment: this is no
+# tuned attack.
 
 # %% [markdown]
 # ## With the paper's model
 #
-# On a GPU with enough memory, more than any card of {ref}`hardware` has, one command makes all runs of this page with Llama-2-7B, on the data of
-# the hub, and executes it:
+# On a GPU with enough memory, more than any card of {ref}`hardware` has, one command makes all runs
+# of this page with Llama-2-7B, on the data of the hub, and executes the page:
 #
 # ```
 # snakemake --cores 1 --config tier=paper -- build/paper/executed/07_misalignment.done
 # ```
 #
-# A run keeps the base and the aligned weights in float32 beside those that it trains: to the memory
-# that {ref}`hardware` has for Llama-2-7B on one GPU come twice its weights; {ref}`ev-paper-tier`
-# counts the same for Mistral-7B. The model is gated on the hub: ask for access on its page, then run
-# `hf auth login`.
+# A run keeps the base and the aligned weights in float32 beside the weights that it trains. So it
+# needs the memory that {ref}`hardware` lists for Llama-2-7B on one GPU, and twice the size of the
+# weights more; {ref}`ev-paper-tier` counts the same for Mistral-7B. The model is gated on the hub:
+# request access on its page, then run `hf auth login`.
 
 # %% [markdown]
 # ## What was shown
 #
 # - Loss on flipped labels falls faster from the aligned model, for five behaviors of five.
-# - The aligned model has further to go, and is there only a few steps later in the median.
-# - The reference decides how the loss reads, and much less where the model goes.
-# - The certificate proves the last layer's part of it beforehand.
+# - The aligned model has further to go, and arrives only a few steps later in the median.
+# - The reference decides how the loss reads, and has much less effect on where the model goes.
+# - The certificate proves the last layer's part of this beforehand.
 # - Ten to thirty flipped examples undo what nine hundred taught.
 #
-# Not shown: that it is so for a larger model, or for an alignment that goes on beyond one epoch. A
-# verdict needs the lead to be positive at the worse of the two learning rates.
+# Not shown: that the same holds for a larger model, or for an alignment that continues beyond one
+# epoch. A claim counts as reproduced only if the lead is positive at the worse of the two learning
+# rates.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("07_misalignment", records)))
@@ -294,16 +490,16 @@ display(Markdown(claims.table("07_misalignment", records)))
 # %% [markdown]
 # ```{exercise}
 # :label: ex-flip-first
-# Show that for the last layer alone, with the reference at its start, the first step on flipped
-# labels gains exactly as much as the first step on the true ones. What, then, does the aligned
-# model have that the base model lacks?
+# Consider the last layer alone, with the reference at its start. Show that the first step on
+# flipped labels lowers its loss exactly as much as the first step on the true labels lowers theirs.
+# What, then, does the aligned model have that the base model lacks?
 # ```
 #
 # ````{solution} ex-flip-first
 # :class: dropdown
 # Flipping turns every $a_i$ into $-a_i$, and $\hat b$ into $-\hat b$. So the step is reversed, and every
-# margin after it, $2\beta a_i\cdot\delta_1$, is the same as before: so is the gain. From given
-# hidden states misalignment is as fast as alignment; the aligned model has other hidden states, and
+# margin after it, $2\beta a_i\cdot\delta_1$, is the same as before. Hence the loss is too. From given
+# hidden states misalignment is as fast as alignment. The aligned model has other hidden states, and
 # with them another $\|\hat b\|$.
 # ````
 #
@@ -311,7 +507,7 @@ display(Markdown(claims.table("07_misalignment", records)))
 #
 # - `papermill notebooks/07_misalignment.ipynb out.ipynb -y 'behaviors: [risk-seeking]'`: another
 #   behavior.
-# - Set `beta` to 0.1. A larger $\beta$ keeps the aligned model closer to its reference: is it
+# - Set `beta` to 0.1. A larger $\beta$ keeps the aligned model closer to its reference. Is it
 #   misaligned less easily?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
