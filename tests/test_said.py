@@ -3,13 +3,13 @@ something else."""
 
 import re
 
+import cells
 import numpy as np
 import pytest
 
 from experiments import (
     atlas,
     audit_your_data,
-    distributional_changes,
     full_finetuning,
     hh_rlhf,
     misalignment,
@@ -101,67 +101,64 @@ def test_hh_rlhf(records):
     assert table["correlation with a"].loc[f"{rates['scaled']:g}", "base"] > 0.99
 
 
-def test_second_llm(records):
-    survey = second_llm.surveyed(records)
+def test_second_llm():
+    """What chapter 9 says of what it computes."""
+    page = cells.executed("09_mistral")
+    records, other, rates, survey = page.records, page.other, page.rates, page.survey
     shared = {what: second_llm.agreement(*survey[what].to_numpy().T) for what in ("apart", "clean")}
     assert len(survey) == 100 and all(low > 0.8 for _, low, _ in shared.values())
     _, low, high = second_llm.agreement(*survey["length"].to_numpy().T)
     assert low < 0 < high
 
-    other = second_llm.second(records)
-    rates = full_finetuning.rates(other, 0.01)
-    worth = second_llm.steps_table(records)["for each 1e-6 of η"].astype(float)
-    first, second = (worth[who.config.model].to_numpy() for who in (records, other))
+    first, second = (
+        page.steps.loc[who.config.model, "per 1e-6 of η"].to_numpy() for who in (records, other)
+    )
     assert second.min() > 4 * first.max()
     assert abs(first[1] / first[0] - 1) < 0.1 and second[1] > 1.5 * second[0]
 
-    behaviors = full_finetuning.MAIN["book"]
-    apart = np.array([other.states(b).geometry.distinguishability for b in behaviors])
+    apart = page.apart
     assert abs(apart[1] / apart[3] - 1) < 0.03
     for name, rate in rates.items():
-        area = full_finetuning.areas(other, 0.01, rate, 1)[:, 0]
+        area = page.losses[rate][:, 1].mean(-1)
         order = np.argsort(-area) if name == "paper" else np.argsort(-area)[[0, 1, 3, 2, 4]]
         assert order.tolist() == np.argsort(apart).tolist() and area.argmin() == 4
 
-    levels = second_llm.priority_table(records)["|P₁ − P₂|"]
+    levels = page.priorities["|P₁ − P₂|"]
     assert levels["(a)"] > 2 * levels["(b)"]
-    pairs = full_finetuning.pairs(other.config)
     for name, rate in rates.items():
-        (a, b) = (full_finetuning.pair_losses(other, pair, rate)[:, 1:] for pair in pairs)
+        a, b = (page.pair_losses[letter, rate][:, 1:] for letter in "ab")
         ratio = np.abs(a[0] - a[1]).mean() / np.abs(b[0] - b[1]).mean()
         assert (1 < ratio < 1.05) if name == "paper" else (1.6 < ratio < 1.75)
         assert (b[0] < b[1]).all(), "the less distinguishable of (b) leads"
 
-    leads = second_llm.lead_table(records)[["lead", "lead, held-out"]].astype(float)
-    assert (leads > 0).all(axis=None)
-    low, high = (leads.xs(b, level="behavior") for b in second_llm.two(records))
-    assert (low.to_numpy() < high.to_numpy() / 4).all()
-    overtaken = {
-        (b == second_llm.two(records)[0], name, what): losses[0][np.isfinite(losses[0])][-1]
-        < losses[1][np.isfinite(losses[1])][-1]
-        for b in second_llm.two(records)
-        for name in rates
-        for what, losses in zip(
-            ("batch", "held out"),
-            misalignment.flipped(other, [b], name, "loss")[0, 0].swapaxes(0, 1),
-            strict=True,
+    for rate in rates.values():
+        low, high = (
+            [page.leads[b, f"{rate:g}"][what] for what in ("lead", "lead, held-out")]
+            for b in page.two
         )
+        assert min(low) > 0 and (np.array(low) < np.array(high) / 4).all()
+    overtaken = {
+        (b == page.two[0], rate, what): np.subtract(
+            *(losses[np.isfinite(losses)][-1] for losses in runs[:2, part])
+        )
+        < 0
+        for (b, rate), runs in page.flipped.items()
+        for part, what in enumerate(("batch", "held out"))
     }
-    assert [k for k, so in overtaken.items() if k[2] == "batch" and not so] == [
-        (False, "scaled", "batch")
-    ]
-    assert [k for k, so in overtaken.items() if k[2] == "held out" and so] == [
-        (True, "scaled", "held out")
-    ]
+    batch, held_out = (
+        {key[:2] for key, so in overtaken.items() if so and key[2] == what}
+        for what in ("batch", "held out")
+    )
+    assert len(batch) == 3 and (False, rates["scaled"]) not in batch
+    assert held_out == {(True, rates["scaled"])}
 
-    for (b, rate), arrays in distributional_changes.trained(
-        other, second_llm.two(records), 0.01
-    ).items():
-        found = distributional_changes.spread(arrays)
-        assert found["q1"][1, 0] > found["q1"][0, 0] and found["q2"][1, 0] < found["q2"][0, 0]
-        assert (found["apart"][1] > 3 * found["apart"][0]).all()
-        below = found["q2"][1, 0] < other.states(b).along[0]
-        assert below or (b == second_llm.two(records)[0] and rate == rates["paper"])
+    for (b, rate), arrays in page.trained.items():
+        apart, variance = (arrays[x].astype(float) for x in ("apart", "covariance"))
+        q1, q2 = variance / apart, variance / apart**2
+        assert q1[1, 0] > q1[0, 0] and q2[1, 0] < q2[0, 0]
+        assert (apart[1] > 3 * apart[0]).all()
+        below = q2[1, 0] < other.states(b).along[0]
+        assert below or (b == page.two[0] and rate == rates["paper"])
 
 
 def test_atlas(records):
