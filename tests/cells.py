@@ -1,6 +1,7 @@
 """The code of a notebook's cells, for tests: its functions alone, or all that a page computes."""
 
 import ast
+import contextlib
 import functools
 from types import SimpleNamespace
 
@@ -34,7 +35,9 @@ def executed(chapter: str) -> SimpleNamespace:
     """The names of a chapter after its cells have run at the book tier, figures left out."""
     matplotlib.use("agg")
     found: dict = {"__name__": chapter}
-    for cell in code(chapter):
-        if "mystnb" not in cell.metadata:
+    with contextlib.redirect_stdout(None):
+        for cell in code(chapter):
+            if "mystnb" in cell.metadata:
+                continue
             exec(compile(cell.source, chapter, "exec"), found)
     return SimpleNamespace(**found)

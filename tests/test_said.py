@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from experiments import (
-    atlas,
     audit_your_data,
     full_finetuning,
     hh_rlhf,
@@ -161,24 +160,21 @@ def test_second_llm():
         assert below or (b == page.two[0] and rate == rates["paper"])
 
 
-def test_atlas(records):
+def test_atlas():
     """What chapter 10 says of its tables."""
-    found = atlas.table(records)
-
-    def told(make, what, of):
-        y = atlas.SPEEDS[what](found)
-        return make(found.loc[y.index, of], y)
+    page = cells.executed("10_atlas")
+    found, lengths = page.found, page.lengths[page.drawn]
+    assert len(lengths) == 20 and sorted(lengths)[:2] == [page.steps, 29]
+    assert page.steps == 15 and lengths.iloc[:10].min() == 15, "half as many steps"
 
     def rho(of, what):
-        return told(lambda x, y: second_llm.agreement(x.to_numpy(), y.to_numpy()), what, of)
+        y = page.speed_of(found, what)
+        return second_llm.agreement(found.loc[y.index, of].to_numpy(), y.to_numpy())
 
     def ahead(of, what):
-        apart = found["apart"]
-        return told(
-            lambda x, y: atlas.advantage(x.to_numpy(), apart[y.index].to_numpy(), y.to_numpy()),
-            what,
-            of,
-        )
+        y = page.speed_of(found, what)
+        x = found.loc[y.index, [of, "apart"]]
+        return page.advantage(*x.to_numpy().T, y.to_numpy())
 
     held_out, training = "last layer, all", "last layer, training"
     for best in ("apart", "certified"):
@@ -186,15 +182,18 @@ def test_atlas(records):
     middle, low, high = ahead("certified", held_out)
     assert low < 0 < high and abs(middle) < 0.02
     for worse in ("probe margin", "probe accuracy", "base accuracy", "base gap"):
-        assert ahead(worse, held_out)[2] < 0
+        for what in (held_out, training, "last layer, drawn"):
+            assert ahead(worse, what)[2] < 0
     for little in ("base accuracy", "base gap"):
         assert rho(little, held_out)[0] < 0.4
+
     full = "all parameters, drawn"
-    rhos = {of: rho(of, full) for of in atlas.PREDICTORS}
-    assert max(rhos, key=rhos.get) == "probe margin"
+    rhos = {of: rho(of, full) for of in page.titles}
+    near = [rhos[of][0] for of in ("probe margin", "certified", "apart")]
+    assert max(rhos.values())[0] == max(near) and np.ptp(near) < 0.06
     assert rhos["apart"][1] > 0.2 and rhos["apart"][0] < rho("apart", "last layer, drawn")[0] - 0.1
     assert all(high - low > 0.25 for _, low, high in rhos.values())
-    order = found.loc[atlas.drawn(records)]
+    order = found.loc[page.drawn]
     first, second = (
         second_llm.agreement(half["apart"].to_numpy(), half["all parameters"].to_numpy())[0]
         for half in (order[:10], order[10:])
@@ -204,25 +203,39 @@ def test_atlas(records):
         _, low, high = ahead(other, full)
         assert low <= 0 <= high
 
-    decided = atlas.decided_table(found)
-    assert (decided["proven"] > 0.9).all()
+    first_steps, epoch = (
+        page.same_behaviors[column].map(lambda cell: ranks(cell)[0])
+        for column in page.same_behaviors
+    )
+    assert len(page.full_epoch) == 19 and page.same_behaviors.columns[1] == "29 steps"
+    for more in ("margin", "accuracy"):
+        assert epoch[f"linear probe, {more}"] > first_steps[f"linear probe, {more}"] + 0.05
+    assert abs(epoch["‖b̂‖"] - first_steps["‖b̂‖"]) < 0.05
+    assert epoch["linear probe, margin"] > sorted(epoch)[-2] + 0.1
+    _, low, high = ranks(page.ahead)
+    assert low < 0 < high
+
+    decided = page.shares.astype(float)
+    assert (decided["decided"] > 0.9).all()
     assert (decided["of these as proven"].drop(full) > 0.9).all()
-    assert 0.75 < decided.loc[full, "of these as proven"] < 0.85
+    assert 0.75 < decided.loc[full, "of these as proven"] < 0.8
     assert decided.loc[training, "of these as proven"] > 0.99
     for what in set(decided.index) - {training}:
-        share, all_of_them = decided.loc[what, ["of these as proven", "all as ‖b̂‖ says"]]
+        share, all_of_them = decided.loc[what, ["of these as proven", "all as ‖b̂‖ orders"]]
         assert 0 < share - all_of_them < 0.05
 
-    outside = 0
-    for what in set(atlas.SPEEDS) - {training}:
-        surprise = atlas.surprise(found, what)
-        for reason in atlas.REASONS:
+    outside = set()
+    for what in set(page.atlas.SPEEDS) - {training}:
+        surprise = page.surprise(found, what)
+        for reason in page.reasons:
             x = found.loc[surprise.index, reason].to_numpy()
             _, low, high = second_llm.agreement(x, surprise.to_numpy())
-            outside += not low < 0 < high
-    assert outside == 1
-    largest = atlas.surprise(found, held_out).abs().sort_values().index[-5:]
-    assert (atlas.surprise(found, training)[largest].abs() < 5).all()
+            outside |= set() if low < 0 < high else {(what, reason)}
+    assert outside == {(held_out, "along"), (full, "base accuracy")}
+    x = found.loc[page.surprise(found, full).index, "base accuracy"]
+    assert second_llm.agreement(x.to_numpy(), page.surprise(found, full).to_numpy())[1] > 0
+    largest = page.surprise(found, held_out).abs().sort_values().index[-5:]
+    assert (page.surprise(found, training)[largest].abs() < 5).all()
 
 
 def test_remedy(records):

@@ -2,7 +2,7 @@
 
 from .attention import forward, tree_attention
 from .extract import hidden_states
-from .statistics import Geometry, geometry, knn_label_agreement, probe_accuracy, umap_2d
+from .statistics import Geometry, geometry, knn_label_agreement, probe, umap_2d
 from .token_trie import BLOCK, TokenTrie, attention_blocks, build_trie, pack
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "hidden_states",
     "knn_label_agreement",
     "pack",
-    "probe_accuracy",
+    "probe",
     "tree_attention",
     "umap_2d",
 ]
