@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from experiments import (
-    audit_your_data,
     full_finetuning,
     hh_rlhf,
     misalignment,
@@ -284,44 +283,44 @@ def ranks(cell: str) -> list[float]:
     return [float(x) for x in re.findall(r"-?\d\.\d+", cell)]
 
 
-def test_audit_of_mixtures(records):
-    found = audit_your_data.mixtures_table(records)
-    order, within = audit_your_data.order_table(found), audit_your_data.within_table(found)
-    assert len(found) == 16
+def test_audit_of_mixtures():
+    page = cells.executed("11_audit_your_data")
+    assert len(page.mixture) == 16
     for growth in ("first step", "last layer"):
-        rho = {name: ranks(cell) for name, cell in order[growth].items()}
+        rho = {name: ranks(cell) for name, cell in page.order[growth].items()}
         best = rho.pop("speed, in the mixture")[0]
         assert best > 0.85 and best > max(other[0] for other in rho.values()) + 0.2
-        right = [int(within[growth][name].split()[0]) / 24 for name in list(within.index)[:2]]
+        right = [int(cell.split()[0]) / 24 for cell in page.within[growth].values()][:2]
         assert 0.7 < right[0] < 0.8 and right[0] == right[1]
-    for growth in audit_your_data.GROWTHS:
+    for growth in page.measured:
         for name in ("base gap", "already right"):
-            _, low, high = ranks(order[growth][name])
+            _, low, high = ranks(page.order[growth][name])
             assert low < 0 < high
-    rho = [ranks(order["all parameters"][name]) for name in list(order.index)[:3]]
+    rho = [ranks(cell) for cell in page.order["all parameters"].values()][:3]
     assert all(0 < low < mean < 0.75 for mean, low, _ in rho)
     assert np.ptp([mean for mean, *_ in rho]) < 0.1
-    assert 0.5 < int(within["all parameters"]["speed, in the mixture"].split()[0]) / 24 < 0.65
+    right = page.within["all parameters"]["speed, in the mixture"].split()
+    assert right[2] == "24" and 0.5 < int(right[0]) / 24 < 0.65
 
 
-def test_audit_of_wrong_labels(records):
-    table = audit_your_data.noise_table(records)
+def test_audit_of_wrong_labels():
+    table = cells.executed("11_audit_your_data").wrong_labels
     assert table["told apart"].min() > 0.8 and (table["told apart"] > 0.9).sum() == 3
     assert table["by others"].between(0.6, 0.7).all() and table["of the worst"].min() > 0.5
     assert table["against before"].between(0.1, 0.25).all()
 
 
 def test_audit_of_dialogues(records):
-    kinds = audit_your_data.dialogues_table(records)
+    page = cells.executed("11_audit_your_data")
+    kinds = page.groups
     assert (kinds["speed"] > 0).all()
     assert (kinds["speed"] < 2 * kinds["its error"]).sum() == 2
     grown = kinds["grown"] / kinds["± grown"]
     assert grown["chosen is shorter"] > 3 and grown["chosen is longer"] < -3
-    rho = audit_your_data.pairs_table(audit_your_data.predicted(records))["growth of the gap"]
-    mean, low, _ = ranks(rho["speed"])
+    mean, low, _ = ranks(page.by_pair["speed"])
     assert 0 < low < mean < 0.4
-    assert ranks(rho["tokens, chosen less rejected"])[0] < -0.8
-    assert ranks(rho["base gap"])[0] > 0.8
+    assert ranks(page.by_pair["tokens, chosen less rejected"])[0] < -0.8
+    assert ranks(page.by_pair["base gap"])[0] > 0.8
     rate = hh_rlhf.rates(records)["scaled"]
     before, after = hh_rlhf.aligned_run(records, rate, 0).arrays["each"].mean(1)
     assert (after < before).all(), "both responses have become less likely"
