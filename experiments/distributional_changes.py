@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dpo_helpers.errors import InputError
-from dpo_helpers.states import geometry, probe_accuracy
+from dpo_helpers.states import geometry, probe
 from ledger.config import TIERS
 from ledger.store import Run, RunStore, States
 
@@ -101,7 +101,7 @@ def stretches(s: States, factors: Sequence[float] = (1, 4, 16)) -> pd.DataFrame:
             "q₂": m.cov_norm / m.distinguishability**2,
             "v": v,
             "nearer to its own mean": nearer,
-            "linear classifier": probe_accuracy(g, s.labels, s.train),
+            "linear classifier": probe(g, s.labels, s.train)[1],
         }
     return pd.DataFrame(rows).T
 

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from dpo_helpers import data, finetune, lm
-from dpo_helpers.states import geometry, hidden_states, probe_accuracy, umap_2d
+from dpo_helpers.states import geometry, hidden_states, probe, umap_2d
 from ledger.config import FIVE, TIERS, Config
 from ledger.store import Run, RunStore, States
 
@@ -101,7 +101,7 @@ def _changed(before: States, g: np.ndarray, boundary: np.ndarray) -> dict:
             ("trace", "cov_trace"),
         )
     }
-    arrays["separable"] = [probe_accuracy(x, before.labels, before.train) for x in times]
+    arrays["separable"] = [probe(x, before.labels, before.train)[1] for x in times]
     signs, rows = before.labels[~before.train], ~before.train
     moved, turned = boundary - before.boundary, g[rows] - before.g[rows]
     parts = (before.g[rows] @ moved, turned @ before.boundary, turned @ moved)

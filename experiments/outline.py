@@ -1,4 +1,4 @@
-"""Outlines of hidden states: what is kept of those of many behaviors, or of another model."""
+"""Outlines of hidden states: what is kept of many behaviors, or of another model."""
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
@@ -15,12 +15,12 @@ from . import distributional_changes
 
 @dataclass(frozen=True)
 class Outline:
-    """What is kept of the hidden states of one behavior, in place of ``runs.States``.
+    """What is kept of the hidden states of one behavior, in place of ``ledger.store.States``.
 
     geometry   statistics of all statements
     b          (d,) μ̂₊ − μ̂₋ of the training statements
-    along      (2,) how well all are told apart along μ̂₊ − μ̂₋: ``distributional_changes.along``
-    whole      gives the states themselves: from the cache, else measured
+    along      (2,) ``distributional_changes.along`` of all statements
+    whole      returns the states themselves, from the cache or measured
     """
 
     behavior: str
@@ -37,14 +37,14 @@ class Outline:
 
     @property
     def g(self) -> np.ndarray:
-        """(n, d). Raises InputError where they are not in the cache, nor model and data at hand."""
+        """(n, d). Raises InputError if they are not cached, and model or data not available."""
         return self.whole().g
 
 
 class Outlined(RunStore):
-    """Records that keep an outline of a behavior's hidden states; whole ones are in the cache.
+    """A store that keeps outlines of hidden states only; the states themselves are in the cache.
 
-    In the store of ``records``, configured as these but for ``changes``.
+    It shares the folders of ``records``, and their configuration but for ``changes``.
     """
 
     def __init__(self, records: RunStore, **changes: object) -> None:
@@ -72,12 +72,10 @@ class Outlined(RunStore):
 
         run = self.of_behavior("outline", behavior, measure)
         n, d, *rest = run.arrays["geometry"].tolist()
-        train = np.zeros(int(n), bool)
-        train[data.split(int(n))[0]] = True
         return Outline(
             behavior=behavior,
             labels=run.arrays["labels"],
-            train=train,
+            train=np.isin(np.arange(int(n)), data.split(int(n))[0]),
             rows=run.arrays["rows"].astype(np.float64),
             sha256=run.sha256,
             geometry=Geometry(int(n), int(d), *rest),

@@ -10,29 +10,28 @@
 # (second-llm)=
 # # The second LLM
 #
-# **You will see** what carries over to a model of another family: whether it finds the same
-# behaviors easy to tell apart, whether it learns them in that order, what two behaviors do to each
-# other in it, whether it is as easily misaligned once aligned, and what training makes of its
-# hidden states.
+# **You will see** what carries over to a model of another family: whether the same behaviors are
+# distinguishable in it, whether it learns them in that order, how two behaviors compete in it,
+# whether alignment makes it easier to misalign, and how training changes its hidden states.
 #
-# **It takes** fifteen minutes to read. The recorded runs are replayed in half a minute. **It
-# needs** nothing to replay; to train, the data ({ref}`how-to-run`) and the second model.
-# {ref}`full-finetuning` comes before it, and {ref}`distributional-changes` for the last part.
+# **It takes** fifteen minutes to read. The recorded runs replay in half a minute. **It needs**
+# nothing to replay. To train, it needs the data ({ref}`how-to-run`) and the second model. Read
+# {ref}`full-finetuning` first, and {ref}`distributional-changes` before the last part.
 #
 # This page follows §5.4 and Appendix B of {cite:t}`im2024understanding`: Figures 10 to 14. The
-# paper says of its second model that "similar behavior occurs"; the same tests that judged the
-# first model judge it here.
+# paper says of its second model that "similar behavior occurs". We judge the second model by the
+# same tests as the first.
 #
 # ```{admonition} What differs from the paper
 # :class: note
-# The paper's second model is Mistral-7B, and so it is here at the paper tier. At the book tier it
-# is Gemma-3-270M: another family, another tokenizer, other data than SmolLM2's, and no training on
-# instructions. Its weights come dequantised from 4 bit, its unembedding is tied to its embedding.
-# The smoke tier's is a tiny Mistral with random weights, which knows nothing: it shows that the
-# page runs. $\beta = 0.01$, batches of 32, one epoch, all parameters, as in the paper; one seed a
-# run, as in the paper. The paper's learning rate is shown, and beside it one scaled by the rule of
-# {ref}`full-finetuning`. Losses are those of held-out statements where the text says so, since
-# these are less noisy.
+# The paper's second model is Mistral-7B. The paper tier uses it too. The book tier uses
+# Gemma-3-270M. Its family, tokenizer, and training data differ from SmolLM2's, and it was not
+# trained on instructions. Its weights are dequantized from 4 bit, and its unembedding is tied to its
+# embedding. The smoke tier uses a tiny Mistral with random weights, which knows nothing: it only
+# shows that the page runs. As in the paper, $\beta = 0.01$, batches have 32 pairs, we train all
+# parameters for one epoch, and each run has one seed. We show the paper's learning rate and one
+# scaled by the rule of {ref}`full-finetuning`. Where the text says so, losses are held-out losses,
+# since these are less noisy.
 # ```
 
 # %% tags=["parameters"]
@@ -43,35 +42,45 @@ full_batch_size = None
 device = None
 
 # %% [markdown]
-# `experiments.second_llm` holds no experiment of its own but one. `second` gives the records of the
-# second model; the runs and measures of the chapters before are then asked for with these in place
-# of the first's.
+# `second_llm.second` returns the records of the second model. The runs and measures of the earlier
+# chapters then take these records in place of the first model's. Only the survey below is a new
+# experiment.
 #
-# Of this model's hidden states the book keeps an *outline* only: labels, the statistics of
-# {ref}`case-study`, and the vector $\hat b = \hat\mu_+ - \hat\mu_-$. The states themselves are measured where they
-# are needed, and stay in the reader's cache.
+# The book stores only an *outline* of this model's hidden states: the labels, the statistics of
+# {ref}`case-study`, and the vector $\hat b = \hat\mu_+ - \hat\mu_-$. The states themselves are
+# measured when they are needed, and stay in the reader's cache.
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from experiments import full_finetuning, misalignment, second_llm
+from experiments import (
+    distributional_changes,
+    full_finetuning,
+    misalignment,
+    second_llm,
+)
 from experiments.shared import distinguishability, pairs
 from IPython.display import Markdown, display
 from ledger.config import configure
 from ledger.store import RunStore
+from transformers import MistralConfig
 from workflow import claims
 
-from dpo_helpers import lm, plots
+from dpo_helpers import data as persona
+from dpo_helpers import lm, mixtures, plots
+from dpo_helpers.finetune import memory
 
+plots.use_style()
 config = configure(globals())
 records = RunStore(config)
 other = second_llm.second(records)
+main = full_finetuning.MAIN[config.tier]  # the behaviors of Figure 10
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(
     Markdown(
-        f"{records.header()}\n- **second model:** "
-        f"{lm.describe(other.config.model)} "
+        f"{records.header()}\n- **second model:** {lm.describe(other.config.model)} "
         f"{lm.whereabouts(other.config.model)}"
     )
 )
@@ -80,317 +89,599 @@ display(
 # (ev-two-models)=
 # ## Two models, before training
 #
-# Every statement of {ref}`case-study` was about lengths: $\|\hat b\|$, $\|\hat\Sigma\|$, and constants that
-# compare them with $\sqrt d$. Between two models such lengths mean little. What the final norm
-# leaves is as long as its gain makes it, and a model that divides its unembedding by $c$ and
-# multiplies its hidden states by $c$ is the same model. So the table has two kinds of rows:
-# lengths, and ratios in which a scale drops out ({prf:ref}`prop-ratios`). They are medians over the
+# {ref}`case-study` describes hidden states by lengths: $\|\hat b\|$, $\|\hat\Sigma\|$, and constants
+# that compare them with $\sqrt d$. Such lengths mean little between two models. The gain of the
+# final norm sets the length of a hidden state. Dividing the unembedding by $c$ and multiplying the
+# hidden states by $c$ leaves the model the same. So the table has two kinds of rows: lengths, and
+# ratios from which the scale cancels ({prf:ref}`prop-ratios`). The numbers are medians over the
 # behaviors of Figure 10.
 
-# %% tags=["hide-input"]
-second_llm.sizes_table(records).map(lambda value: f"{value:.3g}")
+
+# %%
+def sizes(who):
+    """Medians over the behaviors of Figure 10 of lengths and ratios."""
+    found = [who.states(behavior).geometry for behavior in main]
+    b, mean, variance = np.array(
+        [(m.distinguishability, m.mean_norm, m.cov_norm) for m in found]
+    ).T
+    rows = {"d": [m.d for m in found], "‖μ̂‖, the longer": mean, "‖b̂‖": b}
+    rows |= {"‖b̂‖/‖μ̂‖": b / mean, "Δ": [m.delta for m in found]}
+    rows |= {"‖Σ̂‖": variance, "q₂ = ‖Σ̂‖/‖b̂‖²": variance / b**2}
+    rows |= {"c_v": [m.c_v for m in found], "c_n": [m.c_n for m in found]}
+    return {name: np.median(values) for name, values in rows.items()}
+
+
+table = pd.DataFrame({who.config.model: sizes(who) for who in (records, other)})
+table.map(lambda value: f"{value:.3g}")
 
 # %% [markdown]
 # ### The same behaviors?
 #
-# The paper orders five behaviors by distinguishability under Llama-2-7B, and plots Mistral-7B's
-# losses under the same five names. Is the order a property of the behaviors, or of the model? Five
-# are too few to tell. `survey_run` measures $\|\hat b\|$ of *every* behavior at hand under both
-# models, each from the same 400 of its training statements, and keeps three numbers a behavior: the
-# distance, what the noise of the two means adds to its square, and the mean length of a state.
-# {numref}`fig-survey` has the distances.
+# The paper orders five behaviors by their distinguishability under Llama-2-7B, and plots
+# Mistral-7B's losses under the same five names. Is the order a property of the behaviors, or of the
+# model? Five behaviors are too few to say. `survey_run` measures $\|\hat b\|$ of *every* available
+# behavior under both models, from the same 400 training statements each. It records three numbers
+# per behavior: $\|\hat b\|$, the noise of the two sample means, and the mean length of a state.
+#
+# The noise matters because a sample mean of $n_\pm$ states differs from the true mean $\mu_\pm$ by an
+# error of covariance $\Sigma_\pm/n_\pm$. On average these errors lengthen $\hat b$:
+#
+# $$\mathbb E\|\hat b\|^2 = \|b\|^2 + \frac{{\rm Tr}\,\Sigma_+}{n_+} + \frac{{\rm Tr}\,\Sigma_-}{n_-}.$$
+
 
 # %%
-survey = second_llm.surveyed(records)
-first_name, second_name = records.config.model, other.config.model
-five = [b for b in full_finetuning.MAIN[config.tier] if b in survey.index]
+def noise(g, labels):
+    """What sampling adds on average to ‖μ̂₊ − μ̂₋‖², for states g (n, d)."""
+    traces = {}
+    for side in (1, -1):
+        states = g[labels == side]
+        centered = states - states.mean(0)
+        traces[side] = (centered**2).sum() / (len(states) - 1) / len(states)
+    return traces[1] + traces[-1]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of every behavior at hand under the two models, before training. The behaviors of Figure 10 are in their colours.", "name": "fig-survey"}, "image": {"alt": "A scatter plot with logarithmic axes: distinguishability under the first model to the right, under the second upwards. A grey point is a behavior; those of Figure 10 are coloured."}}
-apart = survey["apart"]
-points = {"other behaviors": apart.drop(five).to_numpy().T}
-points |= {plots.short(b): apart.loc[[b]].to_numpy().T for b in five}
-colors = {"other behaviors": "#6b6b6b"}
-plots.lines(
-    {f"‖μ̂₊ − μ̂₋‖, {second_name}": points},
-    f"‖μ̂₊ − μ̂₋‖, {first_name}",
-    scale=("log", "log"),
-    dots=list(points),
-    colors=colors | {plots.short(b): plots.color(b) for b in five},
-)
 
 # %% [markdown]
-# The rank correlations of the two axes are below, with 95 % intervals from drawing behaviors with
-# replacement. The second row takes off each distance what noise adds to it; the third divides it by
-# the length of a state. The last asks whether long states, not distance, are what the models share.
+# We check it twice: on random states without any difference between the sides ($b = 0$), where
+# noise is all there is, and against the survey's record of the first model.
 
-# %% tags=["hide-input"]
-named = {
-    "apart": "‖b̂‖",
-    "clean": "‖b̂‖, less noise",
-    "relative": "‖b̂‖ / mean ‖g‖",
-    "length": "mean ‖g‖",
-}
+# %%
+rng, labels = np.random.default_rng(0), np.repeat([1, -1], [30, 50])
+draws = rng.standard_normal((500, 80, 4)) * [1.0, 2.0, 3.0, 4.0]
+lengths = [
+    np.sum((g[labels > 0].mean(0) - g[labels < 0].mean(0)) ** 2) for g in draws
+]
+estimates = [noise(g, labels) for g in draws]
+assert abs(np.mean(lengths) / np.mean(estimates) - 1) < 0.1
+
+survey_arrays = second_llm.survey_run(records).arrays
+known = survey_arrays["behaviors"].tolist().index(main[0])
+states = records.states(main[0])
+rows = persona.split(len(states.labels))[0][: second_llm.SURVEYED]
+g, labels = states.g[rows], states.labels[rows]
+b = g[labels > 0].mean(0) - g[labels < 0].mean(0)
+assert np.isclose(noise(g, labels), second_llm.noise(g, labels), rtol=1e-9)
+assert np.isclose(noise(g, labels), survey_arrays["noise"][known], rtol=1e-2)
+assert np.isclose(np.linalg.norm(b), survey_arrays["apart"][known], rtol=1e-2)
+
+# %%
+columns = {}
+for who in (records, other):
+    arrays = second_llm.survey_run(who).arrays
+    apart, length = (arrays[x].astype(float) for x in ("apart", "length"))
+    found = {"apart": apart, "relative": apart / length, "length": length}
+    found["clean"] = np.sqrt(np.maximum(0, apart**2 - arrays["noise"]))
+    for what, values in found.items():
+        columns[what, who.config.model] = pd.Series(values, arrays["behaviors"])
+survey = pd.DataFrame(columns)
+five = [behavior for behavior in main if behavior in survey.index]
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of every available behavior under the first model (x-axis) and the second (y-axis), before training.", "name": "fig-survey"}, "image": {"alt": "A scatter plot with logarithmic axes: distinguishability under the first model on the x-axis, under the second on the y-axis. A gray point is a behavior; the behaviors of Figure 10 are colored."}}
+fig, ax = plt.subplots(figsize=(5, 4.8))
+ax.plot(
+    *survey["apart"].drop(five).to_numpy().T,
+    "o",
+    c="#6b6b6b",
+    ms=4,
+    label="other behaviors",
+)
+for b in five:
+    ax.plot(
+        *survey.loc[b, "apart"], "o", c=plots.color(b), label=plots.short(b, 42)
+    )
+ax.set(xscale="log", yscale="log")
+for axis in (ax.xaxis, ax.yaxis):
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
+ax.set(
+    xlabel=f"‖b̂‖, {records.config.model}", ylabel=f"‖b̂‖, {other.config.model}"
+)
+plots.legend_below(fig, ax, ncols=1)
+plt.show()
+
+# %% [markdown]
+# The table has the rank correlations between the two models, with 95 % intervals from resampling
+# behaviors with replacement. The second row removes from each distance the part that noise adds. The
+# third row divides the distance by the length of a state. The last row asks whether the models
+# share long states instead of large distances.
+
+# %%
+titles = {"apart": "‖b̂‖", "clean": "‖b̂‖, less noise"}
+titles |= {"relative": "‖b̂‖ / mean ‖g‖", "length": "mean ‖g‖"}
 table = pd.DataFrame(
-    {
-        title: second_llm.agreement(*survey[what].to_numpy().T)
-        for what, title in named.items()
-    },
-    index=["rank correlation", "low", "high"],
-).T
+    [second_llm.agreement(*survey[what].to_numpy().T) for what in titles],
+    index=titles.values(),
+    columns=["rank correlation", "low", "high"],
+)
 display(table.round(2), Markdown(f"Over **{len(survey)}** behaviors."))
 
 # %% [markdown]
-# At the book tier the answer is clear. Two models of different makers, tokenizers and sizes
-# agree on which behaviors are far apart: most of the order is a property of the behaviors, and not
-# of the model. Noise does not make the agreement, nor does length, on which the two do not agree at
-# all.
+# At the book tier the answer is clear. Two models that differ in maker, tokenizer, and size agree on
+# which behaviors are distinguishable. Most of the order is a property of the behaviors and not of the
+# model. Noise does not explain the agreement. Length does not explain it either, since the two
+# models do not agree on it at all.
 
 # %% [markdown]
 # (ev-second-rate)=
 # ## Which learning rate?
 #
-# The paper trains Mistral-7B at $\eta = 10^{-6}$, a tenth of what it takes for Llama-2-7B; why, it
-# does not say. The two are about equally large, so the reason that {ref}`full-finetuning` gave for
-# scaling a rate, the number of parameters, is not it. The rule is the one fixed there: the smallest
-# multiple of the paper's rate, among 1, 3, 10, 30 and 100, at which *agreeableness* ends its epoch
-# with a held-out loss of 0.5 or less. It starts from this model's rate, and no figure of this page
-# was seen when it was fixed.
+# The paper trains Mistral-7B at $\eta = 10^{-6}$, a tenth of the rate for Llama-2-7B. It does not
+# say why. The two models are about equally large. So the reason for scaling a rate given in
+# {ref}`full-finetuning`, the number of parameters, does not apply. We use the rule fixed there: the
+# smallest multiple of the paper's rate, among 1, 3, 10, 30, and 100, at which *agreeableness* ends
+# its epoch with a held-out loss of 0.5 or less. The multiples are of this model's rate in the paper.
+# The rule was fixed before we saw any figure of this page.
 
-# %% tags=["hide-input"]
+# %%
 rates = full_finetuning.rates(other, config.beta)
 if "scaled" in rates:
-    tried = full_finetuning.calibration_table(other).set_index("η")
-    display(tried.astype(float).round(3))
-display(
-    Markdown(
-        f"Learning rates: {', '.join(f'{n} **{r:g}**' for n, r in rates.items())}."
-    )
-)
+    tried = {
+        f"{run.info['key']['settings']['rate']:g}": {
+            f"held-out {what}": run.arrays[what][0, 1, -1]
+            for what in ("loss", "accuracy")
+        }
+        for run in full_finetuning.calibration_runs(other)
+    }
+    table = pd.DataFrame(tried).T.rename_axis("η")
+    display(table.astype(float).round(3))
+listed = ", ".join(f"{name} **{rate:g}**" for name, rate in rates.items())
+Markdown(f"Learning rates: {listed}.")
 
 # %% [markdown]
-# A step of AdamW moves a parameter by about $\eta$. How far that carries the answers is a property
-# of the model. The next table has both models after one epoch, medians over the behaviors of Figure
-# 10, all of held-out statements. If the gap grew in proportion to $\eta$, its second column would
-# be the same at both rates of a model; between the models it says how much one unit of learning
-# rate is worth.
+# A step of AdamW moves a parameter by about $\eta$. How much the answers then change depends on the
+# model. The next table shows both models after one epoch, as medians over the behaviors of Figure 10
+# on held-out statements. If the log-ratio (*gap*) grew in proportion to $\eta$, the second column
+# would have equal entries at both rates of a model. Between the models, this column compares how far
+# one unit of learning rate moves the answers.
 
-# %% tags=["hide-input"]
-second_llm.steps_table(records).astype(float).round(3)
+# %%
+rows = {}
+for who in (records, other):
+    seeds = who.config.full_seeds[:1]
+    for rate in full_finetuning.rates(who, config.beta).values():
+        gap, loss, accuracy = (
+            full_finetuning.stacked(who, main, config.beta, rate, x, seeds)
+            for x in ("gap", "loss", "accuracy")
+        )  # each (behaviors, seeds, groups, parts, T + 1); part 1 is held out
+        growth = np.median((gap[..., -1] - gap[..., 0])[:, 0, 0, 1])
+        rows[who.config.model, f"{rate:g}"] = {
+            "growth of the gap": growth,
+            "per 1e-6 of η": growth / (rate / 1e-6),
+            "held-out loss": np.median(loss[:, 0, 0, 1, -1]),
+            "accuracy before": np.median(accuracy[:, 0, 0, 1, 0]),
+            "accuracy after": np.median(accuracy[:, 0, 0, 1, -1]),
+        }
+steps = pd.DataFrame(rows).T.rename_axis(["model", "η"]).astype(float)
+steps.round(3)
 
 # %% [markdown]
-# One unit of learning rate moves this model's answers several times as far as the first one's. That
-# is a reason for a smaller rate that the number of parameters does not give, and it would be one
-# for the paper's: its two models may differ in this, too, which it does not say. For the first
-# model the gap grows nearly in proportion to the rate; for the second it grows faster, so at its
-# scaled rate the first-order picture of the earlier chapters is left further behind.
+# One unit of learning rate moves this model's answers several times as far as the first model's.
+# This is a reason for a smaller rate that does not depend on the number of parameters. It might also
+# be the paper's reason: its two models may differ in this as well, which it does not report. For the
+# first model the gap grows almost in proportion to the rate. For the second model it grows faster.
+# So at the scaled rate, the second model is further from the first-order picture of the earlier
+# chapters.
 
 # %% [markdown]
 # (ev-figure-ten)=
 # ## Five behaviors, one at a time
 #
-# {numref}`fig-ten` is Figure 10, one row a learning rate: left the loss of each batch before it is
-# learned, which is what the paper shows; right that of all held-out statements. The numbers before
-# the names are the paper's order, from 1, the least distinguishable under Llama-2-7B, to 5.
+# {numref}`fig-ten` is Figure 10, with one row per learning rate. The left panels show the loss of
+# each batch before the step on it, as in the paper. The right panels show the loss of all held-out
+# statements. The numbers before the names are the paper's order, from 1, the least distinguishable
+# under Llama-2-7B, to 5.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Full fine-tuning of the second model: loss of the batches (left) and of the held-out statements (right), one run a behavior (the paper's Figure 10).", "name": "fig-ten"}, "image": {"alt": "A grid of panels, one row a learning rate, of loss against step for the behaviors of Figure 10: training batches left, held-out statements right. All start at log 2."}}
-main = full_finetuning.MAIN[config.tier]
-panels, colors = {}, {}
-for rate in dict.fromkeys(rates.values()):
-    losses = full_finetuning.stacked(other, main, config.beta, rate, "loss")
+
+# %%
+def curves(rate):
+    """Loss of each behavior trained alone: (behaviors, 2, T + 1), batches and held out."""
+    return full_finetuning.stacked(other, main, config.beta, rate, "loss")[
+        :, 0, 0
+    ]
+
+
+losses = {rate: curves(rate) for rate in dict.fromkeys(rates.values())}
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Full fine-tuning of the second model: loss of the batches (left) and held-out loss (right), one run per behavior (the paper's Figure 10).", "name": "fig-ten"}, "image": {"alt": "A grid of panels, one row a learning rate, of loss against step for the behaviors of Figure 10: training batches left, held-out statements right. All start at log 2."}}
+fig, axes = plt.subplots(
+    len(losses), 2, figsize=(7.4, 3 * len(losses) + 1), squeeze=False
+)
+for row, (rate, values) in zip(axes, losses.items(), strict=True):
+    for part, (ax, ylabel) in enumerate(
+        zip(row, ("training loss", "held-out loss"), strict=True)
+    ):
+        for i, b in enumerate(main):
+            ax.plot(
+                values[i, part],
+                c=plots.color(b),
+                label=f"{i + 1} {plots.short(b, 44)}",
+            )
+        ax.set(title=f"η = {rate:g}", xlabel="step", ylabel=ylabel)
+plots.legend_below(fig, axes[0, 0], ncols=1)
+plt.show()
+
+# %% [markdown]
+# As before, we summarize a curve by its mean over the steps. We compare its rank among the five
+# behaviors with the rank of $\|\hat b\|$ in the same model before training. A perfect order of five
+# behaviors has $p = 1/120$ ({ref}`full-finetuning`).
+
+# %%
+apart, ranks = distinguishability(other, main), {}
+for rate, values in losses.items() if len(main) > 2 else ():
+    ranks[f"η = {rate:g}"] = {}
     for part, what in enumerate(("training loss", "held-out loss")):
-        series = panels[f"{what}, η = {rate:g}"] = {}
-        for number, (b, values) in enumerate(zip(main, losses, strict=True), 1):
-            name = f"{number} {plots.short(b)}"
-            values = values[0, 0, part]
-            series[name] = (np.arange(len(values)), values)
-            colors[name] = plots.color(b)
-plots.lines(panels, "step", colors=colors, ncols=2)
+        mean_loss = np.nanmean(values[:, part], -1)
+        rho, p = full_finetuning.rank_test(apart, mean_loss)
+        ranks[f"η = {rate:g}"][what] = f"{rho:.2f} (p = {p:.3f})"
+pd.DataFrame(ranks).transpose()
 
 # %% [markdown]
-# As before, a curve counts by its mean over the steps, and its rank over the five behaviors is
-# compared with that of $\|\hat b\|$ in the same model before training. A perfect order of five has
-# $p = 1/120$.
+# The next table shows the same behaviors in both models: their distinguishability before training,
+# and their mean held-out loss over the epoch at each rate. Compare entries down a column for the
+# order within a model, and entries across for what the two models have in common.
 
-# %% tags=["hide-input"]
-if len(main) > 2:
-    ranks = {
-        (what, f"η = {rate:g}"): full_finetuning.areas(
-            other, config.beta, rate, part
+# %%
+columns = {}
+for who in (records, other):
+    model, seeds = who.config.model, who.config.full_seeds[:1]
+    columns[model, "‖b̂‖"] = distinguishability(who, main)
+    for rate in full_finetuning.rates(who, config.beta).values():
+        loss = full_finetuning.stacked(
+            who, main, config.beta, rate, "loss", seeds
         )
-        for rate in rates.values()
-        for part, what in enumerate(("training loss", "held-out loss"))
-    }
-    display(full_finetuning.rank_table(distinguishability(other, main), ranks))
+        columns[model, f"η = {rate:g}"] = loss[:, 0, 0, 1].mean(-1)
+names = [f"{i} {plots.short(b, 30)}" for i, b in enumerate(main, 1)]
+pd.DataFrame(columns, index=names).astype(float).round(3)
 
 # %% [markdown]
-# Below are the same behaviors in both models: how far apart they are before training, and their
-# mean held-out loss over the epoch at each rate. Read down a column for the order within a model,
-# and across for what the two have in common.
-
-# %% tags=["hide-input"]
-speeds = second_llm.speeds_table(records)
-speeds.index = [f"{i} {plots.short(b, 30)}" for i, b in enumerate(main, 1)]
-speeds.astype(float).round(3)
-
-# %% [markdown]
-# The second model keeps the order better than the first. At the paper's rate it is perfect. At the
-# scaled one two neighbours change places, the second and the fourth of the paper's order, whose
-# distances in this model are nearly equal. In {ref}`ev-figure-six` the first model broke the
-# order because the second behavior was learned before the fourth and the fifth; here the fifth comes first, at
-# both rates, and at the paper's rate by a hair.
+# The second model keeps the order better than the first. At the paper's rate the order is perfect.
+# At the scaled rate two neighbors swap places: the second and the fourth in the paper's order, whose
+# distinguishability in this model is nearly equal. In {ref}`ev-figure-six` the first model broke the
+# order because it learned the second behavior before the fourth and the fifth. Here the fifth is
+# learned first at both rates, at the paper's rate by a small difference.
 
 # %% [markdown]
 # (ev-figure-twelve)=
 # ## Two behaviors at once
 #
-# Figure 12 has two pairs of the paper's choice, (a) with a large priority gap under Mistral-7B and
-# (b) with a small one. They share a behavior. With two equally large behaviors (5) makes the gap
+# Figure 12 has two pairs chosen by the paper. Under Mistral-7B, (a) has a large priority gap and (b)
+# a small one. The pairs share one behavior. For two behaviors with equally many statements, (5)
+# gives the gap
 #
-# $$|P_1 - P_2| = \frac{\big|\,\|b_1\|^2 - \|b_2\|^2\,\big|}{\|b_1 + b_2\|\,\max_i\|b_i\|} ,$$
+# $$|P_1 - P_2| = \frac{\big|\,\|b_1\|^2 - \|b_2\|^2\,\big|}{\|b_1 + b_2\|\,\max_i\|b_i\|} .$$
 #
-# so it is a matter of lengths first, and of the angle between the two. What is it under this model?
+# So the gap depends first on the lengths, and then on the angle between the two. We compute it
+# under this model, and check it against (5).
 
-# %% tags=["hide-input"]
-second_llm.priority_table(records).astype(float).round(2)
+# %%
+rows = {}
+for letter, pair in zip("ab", pairs(other.config), strict=True):
+    b = np.stack([other.states(behavior).b for behavior in pair])
+    length = np.linalg.norm(b, axis=1)
+    gap = abs(length[0] ** 2 - length[1] ** 2)
+    gap /= np.linalg.norm(b.sum(0)) * length.max()
+    level = mixtures.priority_levels(b)
+    assert np.isclose(gap, abs(level[0] - level[1]))
+    angle = np.degrees(np.arccos(b[0] @ b[1] / length.prod()))
+    rows[f"({letter})"] = {
+        "‖b₁‖": length[0],
+        "‖b₂‖": length[1],
+        "angle (°)": angle,
+    }
+    rows[f"({letter})"] |= {"P₁": level[0], "P₂": level[1], "|P₁ − P₂|": gap}
+priorities = pd.DataFrame(rows).T.rename_axis("pair")
+priorities.astype(float).round(2)
 
 # %% [markdown]
-# The claim is that a larger gap in $P$ goes with a larger gap in loss, so before looking at losses,
-# look which of the two rows has the larger gap. {numref}`fig-twelve` has each behavior's own
-# held-out loss.
+# The claim is that a larger priority gap goes with a larger difference in loss. So before the losses,
+# note which of the two rows has the larger gap. {numref}`fig-twelve` shows the held-out loss of each
+# behavior.
+
+# %%
+pair_losses = {
+    (letter, rate): full_finetuning.pair_losses(other, pair, rate)
+    for letter, pair in zip("ab", pairs(other.config), strict=True)
+    for rate in dict.fromkeys(rates.values())
+}  # each (2, T + 1)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss of each behavior of the two pairs of Figure 12, trained together, one run each.", "name": "fig-twelve"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}}
-panels, colors = {}, {}
-for letter, pair in zip("ab", pairs(other.config), strict=True):
-    for rate in dict.fromkeys(rates.values()):
-        series = panels[f"({letter}) held-out loss, η = {rate:g}"] = {}
-        both = full_finetuning.pair_losses(other, pair, rate)
-        for b, values in zip(pair, both, strict=True):
-            series[plots.short(b)] = (np.arange(len(values)), values)
-            colors[plots.short(b)] = plots.color(b)
-plots.lines(panels, "step", colors=colors, ncols=2)
+fig, axes = plt.subplots(
+    2, len(losses), figsize=(3.7 * len(losses), 7), squeeze=False
+)
+for b in dict.fromkeys(sum(pairs(other.config), ())):
+    axes[0, 0].plot([], [], c=plots.color(b), label=plots.short(b, 48))
+for ax, ((letter, rate), both) in zip(
+    axes.flat, pair_losses.items(), strict=True
+):
+    for b, values in zip(
+        pairs(other.config)["ab".index(letter)], both, strict=True
+    ):
+        ax.plot(values, c=plots.color(b))
+    ax.set(
+        title=f"pair ({letter}), η = {rate:g}",
+        xlabel="step",
+        ylabel="held-out loss",
+    )
+plots.legend_below(fig, axes[0, 0], ncols=1)
+plt.show()
 
 # %% [markdown]
 # "Close for most of training" needs a number. A difference in loss alone will not do: at a small
-# learning rate all losses are close. So two losses count as close at a step if the slower has
-# fallen from $\log 2$ at least half as far as the faster. The last column has the share of steps at
-# which they are; the claim on pair (b) is tested with it, at more than one half.
+# learning rate all losses are close. So we call two losses close at step $t$ if the slower one has
+# decreased from $\log 2$ by at least half as much as the faster one:
+#
+# $$\min_i\,(\log 2 - L_i(t)) \;\ge\; \tfrac12 \max_i\,(\log 2 - L_i(t)).$$
+#
+# The last column has the share of steps at which they are close. The claim about pair (b) requires
+# more than one half.
 
-# %% tags=["hide-input"]
-table = full_finetuning.pair_table(other)
-shares = [
-    second_llm.close(full_finetuning.pair_losses(other, pair, rate)).mean()
-    for pair in pairs(other.config)
-    for rate in rates.values()
-]
-table["close"] = [f"{share:.0%} of steps" for share in shares]
-table.set_index(["pair", "η"])
+
+# %%
+def close(losses):
+    """At which steps t ≥ 1 two losses (2, T + 1) are close: (T,) bool."""
+    decrease = np.log(2) - losses[:, 1:]
+    return decrease.min(0) >= decrease.max(0) / 2
+
+
+rows = {}
+for (letter, rate), (one, two) in pair_losses.items():
+    pair = pairs(other.config)["ab".index(letter)]
+    first, second = distinguishability(other, pair)
+    ahead = (one > two)[1:] if second > first else (one < two)[1:]
+    rows[f"({letter})", f"{rate:g}"] = {
+        "‖μ̂₊ − μ̂₋‖": f"{first:.2f} and {second:.2f}",
+        "mean |L₁ − L₂|": f"{np.abs(one - two).mean():.4f}",
+        "the more distinguishable leads": f"{ahead.mean():.0%} of steps",
+        "close": f"{close(np.stack([one, two])).mean():.0%} of steps",
+    }
+pd.DataFrame(rows).T.rename_axis(["pair", "η"])
+
+# %%
+worst = min(
+    close(both).mean() for (x, _), both in pair_losses.items() if x == "b"
+)
+assert worst == second_llm.pair_close(other, "") or "scaled" not in rates
 
 # %% [markdown]
-# Both claims pass, and the second pair nevertheless speaks against the theory. Under this model, as
-# under the paper's, (a) has the larger priority gap, and by far. At the scaled rate its losses
-# differ clearly more than those of (b). At the paper's rate the two gaps are all but equal: what
-# decides the verdict there is too small to be evidence. And in (b) it is the *less* distinguishable behavior, of
-# the lower priority, whose loss is the lower at every step, at both rates. So a gap in $P$ did not
-# even tell which of the two is learned first. The priority levels (5) are about the first step of
-# the last layer; what made the difference in the layers below, they do not say.
+# Both claims pass. Still, pair (b) is evidence against the theory. Under this model, as under the
+# paper's, (a) has the larger priority gap by far. At the scaled rate the losses of (a) differ
+# clearly more than those of (b). At the paper's rate the two differences are almost equal, and what
+# decides the verdict there is too small to count as evidence. In (b) the *less* distinguishable
+# behavior, which has the lower priority, has the lower loss at every step and at both rates. So the
+# sign of $P_1 - P_2$ did not even predict which of the two is learned first. The priority levels (5)
+# describe the first step of the last layer. They do not describe what the layers below contribute.
 
 # %% [markdown]
 # (ev-figure-eleven)=
 # ## Misalignment
 #
-# {numref}`fig-eleven`, the paper's Figure 11, is Figure 9 for the second model: one run on flipped labels from the base model, one
-# from the model aligned on the true labels for an epoch, all else equal, and each measured against
-# the model that it starts from. Both losses so begin at $\log 2$. The third curve starts from the
-# aligned model and keeps the base model as its reference: there the loss begins where alignment has
-# put it, and the comparison is another one.
+# {numref}`fig-eleven` is the paper's Figure 11, which repeats Figure 9 for the second model. One run
+# trains the base model on flipped labels. Another starts from the model aligned on the true labels
+# for an epoch. All else is equal, and each run takes its starting model as its reference, so that
+# both losses begin at $\log 2$. The third run starts from the aligned model but keeps the base model
+# as its reference. Its loss begins where alignment has put it, so this is a different comparison.
+
+# %%
+two = second_llm.two(records)
+arms = ("base", "aligned", "aligned, base reference")
+flipped = {
+    (b, rate): misalignment.flipped(other, [b], name, "loss")[0, 0]
+    for b in two
+    for name, rate in rates.items()
+}  # each (arms, 2, T + 1): the batches, and held out
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels, from the base and from the aligned second model (the paper's Figure 11).", "name": "fig-eleven"}, "image": {"alt": "A grid of panels, one row a behavior and one column a learning rate, of the training loss on flipped labels against step: from the base model, from the aligned model, and from the aligned model with the base model as reference."}}
-arms, panels = misalignment.LABELS, {}
-for b in second_llm.two(records):
-    for name, rate in rates.items():
-        runs = misalignment.flipped(other, [b], name, "loss")[0, 0, :, 0]
-        label = f"{plots.short(b, 22)}, η = {rate:g}"
-        panels[label] = {
-            arm: (np.arange(len(values)), values)
-            for arm, values in zip(arms, runs, strict=True)
-        }
-plots.lines(panels, "step", colors=misalignment.HUES, dashed=arms[2:], ncols=2)
+fig, axes = plt.subplots(
+    2, len(rates), figsize=(3.7 * len(rates), 6.6), squeeze=False
+)
+styles = (("#3a5aa8", "-"), ("#c2593f", "-"), ("#d9a400", "--"))
+for ax, ((b, rate), runs) in zip(axes.flat, flipped.items(), strict=True):
+    for arm, values, (color, line) in zip(
+        arms, runs[:, 0], styles, strict=True
+    ):
+        ax.plot(
+            values,
+            line,
+            c=color,
+            label=f"from the {arm} model" if "," not in arm else arm,
+        )
+    ax.set_title(f"{plots.short(b, 30)}\nη = {rate:g}")
+    ax.set(xlabel="step", ylabel="training loss")
+plots.legend_below(fig, axes[0, 0], ncols=3)
+plt.show()
 
-# %% tags=["hide-input"]
-table = second_llm.lead_table(records).astype(float).round(4)
+# %% [markdown]
+# The *lead* of the aligned model is the mean over the steps of the loss from the base model minus
+# the loss from the aligned model. It is positive if the aligned model learns the flipped labels
+# faster ({ref}`misalignment`).
+
+# %%
+leads = {}
+for rate in rates.values():
+    for b in two:
+        base, aligned, _ = flipped[b, rate]
+        lead, lead_held_out = np.nanmean(base - aligned, -1)
+        leads[b, f"{rate:g}"] = {
+            "from base": np.nanmean(base[0]),
+            "from aligned": np.nanmean(aligned[0]),
+            "lead": lead,
+            "lead, held-out": lead_held_out,
+        }
+        assert np.isclose(lead, misalignment.lead(flipped[b, rate][:, 0]))
+table = (
+    pd.DataFrame(leads).T.rename_axis(["behavior", "η"]).astype(float).round(4)
+)
 table.rename(index=lambda name: plots.short(name, 40), level=0)
 
 # %% [markdown]
-# The lead is positive for both behaviors at both rates, in training and held out: the claim
-# reproduces under the second model. It is the smaller by far for the behavior of low
-# distinguishability, as under the first one: there alignment had changed little that could be
-# undone. And a lead over the epoch need not be one at its end. On the last batch the loss from the
-# base model is the lower in every panel but one, that of the second behavior at the scaled rate. Of
-# the held-out statements, the base model's run has overtaken the other with the first behavior at
-# the scaled rate, and nowhere else.
+# The lead is positive for both behaviors at both rates, on training and on held-out pairs: the claim
+# reproduces under the second model. As under the first model, the lead is much smaller for the
+# behavior of low distinguishability: alignment had changed little there that could be undone. A
+# positive mean lead over the epoch need not mean a lead at its end. On the last batch the loss from
+# the base model is lower in every panel but one, the second behavior at the scaled rate. On held-out
+# pairs, the run from the base model has overtaken the other only for the first behavior at the
+# scaled rate.
 
 # %% [markdown]
 # (ev-figure-thirteen)=
 # ## What training does to its hidden states
 #
-# Figures 13 and 14 are pictures before and after, of a behavior of low and one of high
-# distinguishability. {numref}`fig-thirteen` has them at the last of the learning rates above,
-# fitted apart and together. {ref}`ev-blind` says what such pictures cannot show.
+# Figures 13 and 14 show a behavior of low and one of high distinguishability before and after
+# training. {numref}`fig-thirteen` shows them at the last of the learning rates above, with UMAP
+# fitted separately and jointly. {ref}`ev-blind` explains what such pictures cannot show.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Hidden states of two behaviors under the second model: before, after, and both on one map with the former pale (the paper's Figures 13 and 14, one row each).", "name": "fig-thirteen"}, "image": {"alt": "Two rows of scatter plots, one a behavior: hidden states before training, after training, and both on one map with those before in pale colours. Green discs are statements to be answered Yes, grey crosses those to be answered No."}}
-panels = {}
-for number, b in zip((13, 14), second_llm.two(records), strict=True):
-    found = full_finetuning.trained_run(
-        other, [b], config.beta, [*rates.values()][-1], 0
-    ).arrays
-    sides = other.states(b).labels
-    panels[f"{number}: before"] = (found["separate"][0], sides)
-    panels[f"{number}: after"] = (found["separate"][1], sides)
-    panels[f"{number}: both"] = (found["joint"], sides)
-plots.planes(panels, ncols=3)
+# %%
+last_rate = list(rates.values())[-1]
+maps = [
+    (
+        full_finetuning.trained_run(
+            other, [b], config.beta, last_rate, 0
+        ).arrays,
+        other.states(b).labels,
+    )
+    for b in two
+]
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Hidden states of two behaviors under the second model: before, after, and both on one map with the states before training pale (the paper's Figures 13 and 14, one row each).", "name": "fig-thirteen"}, "image": {"alt": "Two rows of scatter plots, one a behavior: hidden states before training, after training, and both on one map with those before in pale colors. Green discs are statements whose preferred answer is Yes, gray crosses those whose preferred answer is No."}}
+fig, axes = plt.subplots(2, 3, figsize=(9.6, 6.6))
+for number, row, (arrays, sides) in zip((13, 14), axes, maps, strict=True):
+    panels = {
+        "before": [arrays["separate"][0]],
+        "after": [arrays["separate"][1]],
+    }
+    panels["both"] = arrays["joint"]
+    for ax, (when, clouds) in zip(row, panels.items(), strict=True):
+        for points, alpha in zip(
+            clouds, (0.15, 0.6)[-len(clouds) :], strict=True
+        ):
+            for side, mark, color in ((1, "o", plots.YES), (-1, "x", plots.NO)):
+                style = dict(
+                    marker=mark, c=color, s=9, alpha=alpha, rasterized=True
+                )
+                answer = "Yes" if side > 0 else "No"
+                ax.scatter(
+                    *points[sides == side].T,
+                    label=f"preferred: {answer}",
+                    **style,
+                )
+        ax.set(title=f"Figure {number}: {when}", xticks=[], yticks=[])
+plots.legend_below(fig, axes[0, 0])
+plt.show()
 
 # %% [markdown]
-# And the numbers, in the original space, before → after: $q_1 = \|\hat\Sigma\|/\|\hat b\|$ is the
-# paper's ratio as {ref}`ev-measured-change` reads it, $q_2 = \|\hat\Sigma\|/\|\hat b\|^2$ the one
-# that is free of scale. Where $q_2$ after training lies below $v$ before, statements are told apart
-# better along $\hat b$ than before, and no scale or stretch can have done that
+# The table has the numbers in the original space, before → after. $q_1 = \|\hat\Sigma\|/\|\hat b\|$ is
+# the paper's ratio as {ref}`ev-measured-change` reads it, and $q_2 = \|\hat\Sigma\|/\|\hat b\|^2$ is the
+# ratio that is free of scale. The variance along $\hat b$, divided by $\|\hat b\|^2$, is $v$. Where
+# $q_2$ after training is below $v$ before training, the statements are separated better along
+# $\hat b$ than before, and no change of scale or stretching can produce this
 # ({prf:ref}`prop-ratios`).
 
-# %% tags=["hide-input"]
-table = second_llm.changes_table(records)
+# %%
+rows = {}
+trained = distributional_changes.trained(other, two, config.beta)
+for (behavior, rate), arrays in trained.items():
+    b, variance = (arrays[x].astype(float) for x in ("apart", "covariance"))
+    q1, q2 = variance / b, variance / b**2
+    columns = {"‖b̂‖": b[:, 0], "‖b̂‖, held-out": b[:, 1], "‖Σ̂‖": variance[:, 0]}
+    columns |= {"q₁": q1[:, 0], "q₂": q2[:, 0]}
+    row = {name: "{:.3g} → {:.3g}".format(*x) for name, x in columns.items()}
+    row["v before"] = f"{other.states(behavior).along[0]:.3g}"
+    row["linear classifier"] = "{:.0%} → {:.0%}".format(*arrays["separable"])
+    rows[behavior, f"{rate:g}"] = row
+table = pd.DataFrame(rows).T.rename_axis(["behavior", "η"])
 table.rename(index=lambda name: plots.short(name, 30), level=0)
 
 # %% [markdown]
-# The second model repeats what {ref}`ev-measured-change` found of the first. The means part by
-# several times their distance, of held-out statements too. The variances grow faster than that
-# distance, so that $q_1$ rises: in the paper's ratio the sides are less concentrated, at either
-# rate. They grow more slowly than its square. $q_2$ falls, and at the scaled rate it falls below
-# $v$ for both behaviors: against their distance they vary less along $\hat b$ than before. At the paper's rate
-# that holds for the more distinguishable one, and is open for the other.
+# The second model repeats what {ref}`ev-measured-change` found in the first. The distance between the
+# means grows several times, on held-out statements too. The variances grow faster than this
+# distance, so $q_1$ increases: by the paper's ratio the sides are less concentrated, at either rate.
+# The variances grow more slowly than the square of the distance, so $q_2$ decreases. At the scaled
+# rate $q_2$ falls below $v$ for both behaviors: relative to their distance, the sides vary less along
+# $\hat b$ than before. At the paper's rate this holds for the more distinguishable behavior, and
+# remains open for the other.
 
 # %% [markdown]
 # (ev-paper-tier)=
 # ## With the paper's own model
 #
-# One command makes all runs of this page with Mistral-7B, beside Llama-2-7B, and executes it:
+# One command makes all runs of this page with Mistral-7B, beside Llama-2-7B, and executes the page:
 #
 # ```
 # snakemake --cores 1 --config tier=paper -- build/paper/executed/09_mistral.done
 # ```
 #
-# No single card of {ref}`hardware` holds the runs on flipped labels. Both models are gated on the hub: ask for access on their pages, then run `hf auth login`.
+# No single card of {ref}`hardware` has enough memory for the runs on flipped labels. Both models are
+# gated on the hub: request access on their pages, then run `hf auth login`.
 #
-# The table says what the runs need, computed as {ref}`hardware` does: memory on the one GPU that
-# runs them, and operations; hidden states and the survey, which only read, come on top. Divide the
-# operations by what the GPU does in a second for a lower bound on the time; each step also reads
-# and writes all weights and both averages of AdamW.
+# The table shows what the runs need, computed as in {ref}`hardware`: memory on the one GPU that runs
+# them, and floating-point operations. A weight of the layers costs 6 operations per token trained
+# on, and 2 per token that is only read. A batch has 32 prompts that share 11 tokens and have 21 of
+# their own. An epoch has 900 statements of a behavior to train on and 100 held out. Measuring hidden
+# states and the survey only read, and come on top. Divide the operations by what the GPU does in a
+# second for a lower bound on the time. Each step also reads and writes all weights and both averages
+# of AdamW.
 
-# %% tags=["hide-input"]
-second_llm.needs_table().round(0).astype(int)
+# %%
+shared, own, batch_size = 11, 21, 32
+prompts = tuple((0,) * shared + (i,) * own for i in range(1, batch_size + 1))
+yes, no, group = (
+    ((1,),) * batch_size,
+    ((2,),) * batch_size,
+    np.zeros(batch_size, int),
+)
+batch = lm.Pairs(prompts, yes, no, group)
+need = memory.estimate(MistralConfig(), batch, "autocast")
+weights = (
+    need.copies // 2
+)  # of the layers' matrices: the copies have two bytes each
+
+
+def epoch(behaviors, measured=True):
+    """Operations of an epoch, with the held-out pairs measured at every step or not."""
+    steps = -(-900 * behaviors // batch_size)
+    trained = 6 * steps * len(batch.trie().tokens)
+    held_out = 2 * (steps + 1) * (shared + own * 100 * behaviors)
+    return weights * (trained + measured * held_out)
+
+
+# %%
+extra = (
+    2 * need.weights
+)  # the base and the aligned weights, kept beside those trained
+runs = {
+    "one behavior (F10, F13, F14, the rule)": (7, need.total, 7 * epoch(1)),
+    "a pair (F12)": (2, need.total, 2 * epoch(2)),
+    "flipped labels (F11)": (
+        2,
+        need.total + extra,
+        2 * (epoch(1, measured=False) + 3 * epoch(1)),
+    ),
+}
+needs = pd.DataFrame(runs, index=["runs", "GB", "10¹⁵ operations"]).T
+(needs / [1, 1e9, 1e15]).round(0).astype(int)
 
 # %% [markdown]
-# Runs on flipped labels keep the base and the aligned weights beside those that they train. Where a
-# GPU has less, single runs of Figure 10 can be sharded over several:
+# Runs on flipped labels keep the base and the aligned weights beside the weights that they train. If
+# a GPU has less memory, single runs of Figure 10 can be sharded over several:
 #
 # ```
 # accelerate launch --config_file configs/mistral-7b.yaml -m dpo_helpers.finetune OUT \
@@ -398,21 +689,21 @@ second_llm.needs_table().round(0).astype(int)
 #   --precision bfloat16 --learning-rate 1e-6
 # ```
 #
-# It writes its curves to `OUT/metrics.jsonl`, not to this page.
+# This writes its curves to `OUT/metrics.jsonl`, not to this page.
 
 # %% [markdown]
 # ## What was shown
 #
-# Claims are judged by the same tests as their counterparts for the first model, at the worse of the
-# two learning rates, with the same thresholds. Of F12b, which had no such counterpart, the test was
-# written down before its runs. What was left out: other seeds, other values of $\beta$, the first
-# step of all parameters, and, on flipped labels, few examples.
+# We judge the claims by the same tests as their counterparts for the first model, at the worse of
+# the two learning rates, with the same thresholds. F12b has no such counterpart, so its test was
+# written down before its runs. We left out other seeds, other values of $\beta$, the first step of all
+# parameters, and small numbers of flipped examples.
 #
-# "Similar behavior occurs", then, also where the paper is contradicted: that the sides become more
+# So "similar behavior occurs" holds, also where the paper is contradicted: that the sides become more
 # concentrated did not reproduce under the first model, and does not under the second. The order of
-# distinguishability is better kept than before, and largely the same in both models. What is new is
-# a doubt, about priorities. Two models are two points, and where they differ, the tables above say
-# in what else they differ, and not which of it matters.
+# distinguishability is kept better than before, and is largely the same in both models. New is a
+# doubt about the priority levels. Two models are two data points. Where they differ, the tables above
+# show other differences between them, but not which of these matter.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("09_mistral", records)))
@@ -421,30 +712,30 @@ display(Markdown(claims.table("09_mistral", records)))
 # ```{exercise} Does noise change an order?
 # :label: ex-noisy-ranks
 #
-# On average $\|\hat b\|^2$ is $\|b\|^2 + {\rm Tr}\,S$ with $S = \Sigma_+/n_+ + \Sigma_-/n_-$.
-# Suppose ${\rm Tr}\,S$ is the same for all behaviors. What does it do to the rank correlation of
-# two models' distances? And if Gaussian noise is drawn anew for each model, what decides whether
-# two behaviors change places?
+# On average $\|\hat b\|^2$ is $\|b\|^2 + {\rm Tr}\,S$ with $S = \Sigma_+/n_+ + \Sigma_-/n_-$. Suppose
+# ${\rm Tr}\,S$ is the same for all behaviors. How does this affect the rank correlation between two
+# models' distances? And if each model draws its own Gaussian noise, what decides whether two
+# behaviors swap places?
 # ```
 #
 # ````{solution} ex-noisy-ranks
 # :class: dropdown
-# On average nothing: adding the same number to all squares keeps every order, so that "less noise"
-# can change ranks only where ${\rm Tr}\,S$ differs between behaviors. But one draw scatters:
-# $\hat b = b + e$ with covariance $S$, and $\|\hat b\|^2$ has variance
-# $4\,b\cdot Sb + 2\,{\rm Tr}\,S^2$. Two behaviors are likely to change places where their $\|b\|^2$
-# differ by less than the root of the sum of their variances. Both terms shrink with $n$, so the
-# correlation measured here is, if anything, too low.
+# On average it has no effect: adding the same number to all squares keeps every order. So "less
+# noise" can change ranks only where ${\rm Tr}\,S$ differs between behaviors. A single draw scatters:
+# $\hat b = b + e$, where $e$ has covariance $S$, and $\|\hat b\|^2$ has variance
+# $4\,b\cdot Sb + 2\,{\rm Tr}\,S^2$. Two behaviors are likely to swap places where their $\|b\|^2$
+# differ by less than the square root of the sum of their variances. Both terms shrink with $n$, so
+# the correlation measured here is, if anything, too low.
 # ````
 #
 # **To try.**
 #
 # - `papermill notebooks/09_mistral.ipynb out.ipynb -p full_learning_rate 1e-5`: the second model at
-#   the rate that the paper has for its first.
-# - `survey.sort_values(("relative", second_name))`: which behaviors are closest in the second
-#   model, and are they so in the first?
+#   the learning rate that the paper uses for its first.
+# - `survey.sort_values(("relative", second_name))` with `second_name = other.config.model`: which
+#   behaviors are least distinguishable in the second model, and are they so in the first?
 # - `papermill notebooks/01_case_study.ipynb out.ipynb -p model gemma-3-270m`: how fast the last
-#   layer alone learns the five under this model.
+#   layer alone learns the five behaviors under this model.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(other.provenance()))

@@ -11,17 +11,17 @@
 # # Audit your own preference data
 #
 # **You will see** what DPO's first step will do for each group of pairs in a preference data set,
-# told before any training: which groups it hears, which pull against each other, which pairs
-# contradict the rest, and how few turned labels would silence a group. One command does it for data
-# of your own. Then whether what it tells comes true: of the first step, of the last layer, of all
-# parameters, of dialogues, and of wrong labels that were put there to be found.
+# computed before any training: which groups it improves, which pull against each other, which pairs
+# contradict the rest, and how few flipped labels would stop a group from being learned. One command
+# does this for your own data. Then we test whether the predictions hold: for the first step, for the
+# last layer, for all parameters, for dialogues, and for wrong labels planted in the data.
 #
-# **It takes** fifteen minutes to read. The recorded runs are replayed in half a minute. **It
-# needs** nothing to replay; for data of your own, the model ({ref}`how-to-run`). {ref}`priorities`
-# and {ref}`full-finetuning` come before it.
+# **It takes** fifteen minutes to read. The recorded runs replay in half a minute. **It needs** nothing
+# to replay. For your own data, it needs the model ({ref}`how-to-run`). Read {ref}`priorities` and
+# {ref}`full-finetuning` first.
 #
-# Nothing on this page is in the paper. It is the paper's idea, made into a tool: what sets the pace
-# of learning can be read off the model before it learns.
+# Nothing on this page is in the paper. It turns the paper's idea into a tool: the model before
+# training already determines how fast it starts to learn.
 
 # %% tags=["parameters"]
 tier = "book"
@@ -36,12 +36,17 @@ full_seeds = None
 device = None
 
 # %%
+import copy
 import html
 from functools import partial
+from itertools import combinations
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
-from experiments import audit_your_data
+from experiments import audit_your_data, hh_rlhf, shared
+from experiments.second_llm import agreement
 from IPython.display import HTML, Markdown, display
 from ledger.config import configure
 from ledger.store import RunStore
@@ -49,6 +54,7 @@ from ledger.store import RunStore
 from dpo_helpers import audit, lm, plots
 from dpo_helpers.data import load_pairs, preferences
 
+plots.use_style()
 config = configure(globals())
 records = RunStore(config)
 
@@ -63,104 +69,166 @@ display(Markdown(records.header()))
 # python -m dpo_helpers.audit pairs.jsonl --group topic
 # ```
 #
-# It reads a `.jsonl`, `.jsonl.gz` or `.parquet` file, or a data set of the hub by its name, asks
-# the model once about every pair, and writes `audit.html`, a page that needs nothing else, and
+# The command reads a `.jsonl`, `.jsonl.gz`, or `.parquet` file, or a data set of the hub by its name.
+# It runs the model once over every pair, and writes `audit.html`, a self-contained page, and
 # `audit.json`, its numbers. `--group` names the column by which pairs are grouped: topic, source,
-# annotator, language. `--model` takes any model of {doc}`../book/models`, a folder, or a name of
-# the hub; `--pairs` says how many pairs to draw where there are more. A row is read as TRL reads
-# it, or as Persona has it:
+# annotator, language. `--model` takes any model of {doc}`../book/models`, a folder, or a name on the
+# hub. `--pairs` sets how many pairs to draw if there are more. A row is read as TRL reads it, or as
+# Persona has it:
 #
 # | what a row has | how it is read |
 # |---|---|
 # | `prompt`, `chosen`, `rejected` as text | as they are |
-# | `chosen` and `rejected` as text, no prompt | the prompt is what both begin with, up to the last `Assistant:` in it if there is one |
+# | `chosen` and `rejected` as text, no prompt | the prompt is their common beginning, up to the last `Assistant:` in it if there is one |
 # | the same as lists of messages, `role` and `content` | through the model's chat template |
 # | `question`, `answer_matching_behavior`, `answer_not_matching_behavior` | a Persona statement; answers Yes and No |
 #
-# A row that is none of these stops the audit before the model is loaded, with its line and what to
-# mend.
+# For any other row, the audit stops before it loads the model, and names the line and the remedy.
 
 # %% [markdown]
 # (ev-audit-gradient)=
 # ## What the first gradient knows
 #
 # Let pair $i$ have the prompt $x$ and two responses of any length. A token $y_t$ of a response is
-# predicted from the hidden state $h_t$, by the softmax $p_t$ over all $V$ tokens. Put
+# predicted from the hidden state $h_t$, by the softmax $p_t$ over all $V$ tokens. Define
 #
 # $$G_i \;=\; \sum_{t\in\text{chosen}} (e_{y_t} - p_t)\,h_t^\top \;-\; \sum_{t\in\text{rejected}} (e_{y_t} - p_t)\,h_t^\top \;\in\; \mathbb R^{V\times d},$$
 #
-# with $e_y$ the unit vector of token $y$. $M_a$ is the mean of $G_i$ over the $n_a$ pairs of group
-# $a$, $M = \sum_a \frac{n_a}N M_a$ that over all. The *gap* of a pair is
-# $\log\pi(y_w|x) - \log\pi(y_l|x)$, as everywhere in this book.
+# where $e_y$ is the unit vector of token $y$. $M_a$ is the mean of $G_i$ over the $n_a$ pairs of group
+# $a$, and $M = \sum_a \frac{n_a}N M_a$ is the mean over all pairs. As everywhere in this book, the *gap*
+# of a pair is its log-ratio $\log\pi(y_w|x) - \log\pi(y_l|x)$.
 #
 # ```{prf:proposition} The first step, for responses of any length
 # :label: prop-first-gradient
 #
 # Let the reference be the model at the start, and let one step of gradient descent on the DPO loss
-# change the unembedding, and nothing else. It changes it by $D = \frac{\eta\beta}2\,M$, and
-# the gap of any pair $j$, whether trained on or not, by
+# change the unembedding and nothing else. The step changes it by $D = \frac{\eta\beta}2\,M$. It changes
+# the gap of any pair $j$, whether in the training data or not, by
 #
 # $$\frac{\eta\beta}2\,\langle G_j, M\rangle + R_j, \qquad -\frac18\sum_{t\in\text{chosen}} r_t^2 \;\le\; R_j \;\le\; \frac18\sum_{t\in\text{rejected}} r_t^2,$$
 #
-# where $r_t$ is the largest less the smallest entry of $D h_t$. If both responses are one
-# token, $R_j = 0$.
+# where $r_t$ is the largest entry of $D h_t$ minus the smallest. If both responses are one token,
+# $R_j = 0$.
 # ```
 #
 # `````{dropdown} Proof
-# $\nabla_W \log p_t(y) = (e_y - p_t)\,h_t^\top$, so $G_i$ is the gradient of the gap of pair $i$.
-# Its loss is $-\log\sigma(\beta\cdot\text{growth of its gap})$, whose derivative by the gap is
-# $-\beta\,\sigma(0) = -\frac\beta2$ at the start: $-\nabla L = \frac\beta2 M$. With $u = D
-# h_t$ the log-probability of $y$ becomes larger by
+# $\nabla_W \log p_t(y) = (e_y - p_t)\,h_t^\top$, so $G_i$ is the gradient of the gap of pair $i$. The
+# loss of the pair is $-\log\sigma(\beta\cdot\text{growth of its gap})$. Its derivative with respect to
+# the gap is $-\beta\,\sigma(0) = -\frac\beta2$ at the start, so $-\nabla L = \frac\beta2 M$. With $u = D
+# h_t$, the log-probability of $y$ increases by
 #
-# $$u_y - \log\textstyle\sum_v p_{t,v}\,e^{u_v}, \qquad p_t\cdot u \;\le\; \log\textstyle\sum_v p_{t,v}\,e^{u_v} \;\le\; p_t\cdot u + \tfrac18 r_t^2,$$
+# $$u_y - \log\textstyle\sum_v p_{t,v}\,e^{u_v}, \qquad p_t\cdot u \;\le\; \log\textstyle\sum_v p_{t,v}\,e^{u_v} \;\le\; p_t\cdot u + \tfrac18 r_t^2.$$
 #
-# on the left by Jensen's inequality and on the right by Hoeffding's lemma. And $u_y - p_t\cdot u =
-# \langle(e_y - p_t)\,h_t^\top, D\rangle$. Sum over the tokens, chosen ones with $+$, rejected
-# ones with $-$. Where both responses are one token, both are predicted from one state: the two
-# logarithms are the same, and cancel. ∎
+# The lower bound is Jensen's inequality, the upper bound is Hoeffding's lemma. And $u_y - p_t\cdot u =
+# \langle(e_y - p_t)\,h_t^\top, D\rangle$. Sum over the tokens, the chosen ones with $+$ and the rejected
+# ones with $-$. If both responses are one token, both are predicted from the same state, so the two
+# logarithms are equal and cancel. ∎
 # `````
 #
 # So, up to the remainders, the mean gap of group $b$ grows by $\frac{\eta\beta}2\sum_a\frac{n_a}N\langle M_a, M_b\rangle$,
-# to which group $a$ contributes its term, and its loss falls, to first order, by $\frac\beta2$ times that. For
-# answers of one token over one prompt, $\langle M_a, M_b\rangle = \frac12\,\hat b_a\cdot\hat b_b$,
-# and this is {prf:ref}`prop-first-step`.
+# and group $a$ contributes its term of the sum. To first order, the loss of group $b$ decreases by
+# $\frac\beta2$ times this growth. For answers of one token after one prompt, $\langle M_a, M_b\rangle =
+# \frac12\,\hat b_a\cdot\hat b_b$, and this is {prf:ref}`prop-first-step`.
 #
-# All that the audit tells is made of such inner products. For a vocabulary of 49,152 tokens one
-# $G_i$ has 28 million entries, but it is a sum of few products of a column and a row: `audit.audit`
-# takes slices of the vocabulary, forms the means of the groups there, and adds up
-# $\langle G_i, M_a\rangle$ without ever forming a $G_i$. That is linear in the number of pairs.
-#
-# To check, take the embedded sample's dialogues, in three groups by the length of their responses,
-# a tiny model of random weights, and autograd in float64 through all $V\times d$ weights:
-
-# %% tags=["nbval-ignore-output"]
-small = lm.load("tiny-llama", "cpu")
-pairs = audit_your_data.by_length(
-    lm.pairs_from_text(small, load_pairs("sample"))
-)
-tiny = audit.audit(small, pairs, audit_your_data.KINDS)
-told = tiny.pull @ tiny.composition.T @ (tiny.counts / len(pairs))
-
-
-def stepped(optimizer, eta):
-    """Growth of every gap by one step, β = 0.1, and what is told of it."""
-    step = partial(optimizer, lr=eta)
-    grown = audit_your_data.moved(small, pairs, 0.1, step)
-    return grown, eta * 0.1 / 2 * told
+# We compute $G_i$ from its definition, for a tiny model with random weights whose $V\times d$ matrices
+# fit in memory. The pairs are the embedded sample's dialogues, in three groups by the length of
+# their responses.
 
 
 # %%
+def read(model, pairs):
+    """Of each response: the states that predict its tokens, (T, d), and the tokens."""
+    network = copy.deepcopy(model.network).double()
+
+    @torch.no_grad()
+    def states(x, y):
+        found = network.base_model(torch.tensor([x + y])).last_hidden_state
+        return found[0, len(x) - 1 : -1], torch.tensor(y)
+
+    rows = zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)
+    return [
+        (states(x, chosen), states(x, rejected)) for x, chosen, rejected in rows
+    ]
+
+
+# %%
+def gradient(pair, weight):
+    """G_i of a pair as ``read`` returns it: (V, d)."""
+    found = torch.zeros_like(weight)
+    for (h, y), sign in zip(pair, (1, -1), strict=True):
+        p = (h @ weight.T).softmax(-1)
+        found += sign * (torch.nn.functional.one_hot(y, len(weight)) - p).T @ h
+    return found
+
+
+# %% [markdown]
+# The audit needs only inner products of such matrices. For a vocabulary of 49,152 tokens one $G_i$ has
+# 28 million entries, but it is a sum of a few products of a column and a row. `audit.audit` takes
+# slices of the vocabulary, forms the means of the groups in each slice, and adds up $\langle G_i,
+# M_a\rangle$ without ever forming a $G_i$. Its cost is linear in the number of pairs. It agrees with
+# the definition:
+
+# %%
+small = lm.load("tiny-llama", "cpu")
+dialogues = lm.pairs_from_text(small, load_pairs("sample"))
+pairs = audit_your_data.by_length(dialogues)
+weight = small.network.get_output_embeddings().weight.detach().double()
+responses = read(small, pairs)
+G = (
+    torch.stack([gradient(pair, weight) for pair in responses])
+    .flatten(1)
+    .numpy()
+)
+M = np.stack([G[pairs.group == a].mean(0) for a in np.unique(pairs.group)])
+
+# %% tags=["nbval-ignore-output"]
+tiny = audit.audit(small, pairs, audit_your_data.KINDS)
+for found, expected in (
+    (tiny.means, M @ M.T),
+    (tiny.pull @ tiny.composition.T, G @ M.T),
+    (tiny.squared_norm, (G**2).sum(1)),
+):
+    assert np.allclose(
+        found, expected, rtol=1e-4, atol=1e-5 * abs(expected).max()
+    )
+
+# %% [markdown]
+# Now we check the proposition by one step of autograd in float64 through all $V\times d$ weights:
+
+
+# %%
+def moved(responses, weight, optimizer, beta=0.1):
+    """Growth of every gap by one step of DPO on all pairs, in nats: (N,)."""
+    w = torch.nn.Parameter(weight.clone())
+
+    def log_probability(h, y):
+        return (h @ w.T).log_softmax(-1).gather(1, y[:, None]).sum()
+
+    def gaps():
+        both = [[log_probability(*y) for y in pair] for pair in responses]
+        return torch.stack([chosen - rejected for chosen, rejected in both])
+
+    before = gaps()
+    margins = beta * (before - before.detach())
+    (-torch.nn.functional.logsigmoid(margins)).mean().backward()
+    optimizer([w]).step()
+    return (gaps() - before).detach().numpy()
+
+
+# %%
+inner = tiny.pull @ tiny.composition.T @ (tiny.counts / len(pairs))  # ⟨G_j, M⟩
 for eta in (0.01, 0.1, 1.0):
-    grown, predicted = stepped(torch.optim.SGD, eta)
+    grown = moved(responses, weight, partial(torch.optim.SGD, lr=eta))
+    predicted = eta * 0.1 / 2 * inner
     error = abs(grown - predicted).max() / abs(predicted).max()
     print(f"η = {eta:<5} largest relative error {error:.0e}")
     assert error < 0.01 * eta
 
 # %% [markdown]
-# The error shrinks with the step, as a remainder of second order does.
+# The relative error shrinks with the step, as a second-order remainder does.
 #
-# **Break it.** Larger steps of gradient descent, and a step of AdamW, which most people train with.
-# Below is the correlation, over the pairs, of what a step did and what was told:
+# **Break it.** We take larger steps of gradient descent, and a step of AdamW, the usual optimizer. The
+# output is the correlation, over the pairs, of the measured and the predicted growth:
 
 # %%
 for name, optimizer, eta in (
@@ -168,19 +236,20 @@ for name, optimizer, eta in (
     ("gradient descent", torch.optim.SGD, 100.0),
     ("AdamW", torch.optim.AdamW, 1e-5),
 ):
-    correlation = np.corrcoef(stepped(optimizer, eta))[0, 1]
+    grown = moved(responses, weight, partial(optimizer, lr=eta))
+    correlation = np.corrcoef(grown, inner)[0, 1]
     print(f"{name}, η = {eta:g}: correlation {correlation:.2f}")
 
 # %% [markdown]
-# The first step of AdamW moves every weight by about $\eta$, however small its gradient: in the
-# direction of $\operatorname{sign} M$, and not of $M$. Rare tokens then count as much as frequent
-# ones. That is one reason why the rest of this page is measurement.
+# The first step of AdamW moves every weight by about $\eta$, however small its gradient: it moves in
+# the direction of $\operatorname{sign} M$ and not of $M$. Rare tokens then count as much as frequent
+# ones. This is one reason why the rest of this page measures.
 
 # %% [markdown]
 # (ev-audit-report)=
 # ## A report, and how to read it
 #
-# This is the report on the embedded sample, six behaviors of a hundred statements each. It scrolls.
+# This is the report on the embedded sample, six behaviors with a hundred statements each. It scrolls.
 
 # %%
 rows = audit_your_data.sample_rows()
@@ -194,214 +263,382 @@ HTML(
 )
 
 # %% [markdown]
-# *Before training.* **Base gap** and **already right** are the model as it is. A group that it
-# already gets right needs no alignment; one that it gets wrong by a wide margin needs much.
+# *Before training.* **Base gap** and **already right** describe the model before training. A group
+# that the model already gets right needs no alignment. A group that it gets wrong by a wide margin
+# needs much.
 #
-# *Signal and noise.* $\|M_a\|^2$ is never zero, even if the pairs of a group have nothing in
-# common: the mean of $n$ random vectors has a length. **Strength** is the root of an unbiased
-# estimate of what is left without it, the mean of $\langle G_i, G_j\rangle$ over *different* pairs;
-# **coherence** is the share of its square in the mean square of a single $G_i$. Different means: within one
-# *stratum*, the pairs of the same two responses. That half of all answers are Yes and
+# *Signal and noise.* $\|M_a\|^2$ is never zero, even if the pairs of a group have nothing in common,
+# since the mean of $n$ random vectors has a length. **Strength** is the square root of an unbiased
+# estimate of the rest, the mean of $\langle G_i, G_j\rangle$ over *different* pairs. **Coherence** is
+# the squared strength as a share of the mean square of a single $G_i$. "Different" means within one
+# *stratum*, the pairs of a group with the same two responses. That half of all answers are Yes and
 # half No is not noise, and is not counted as noise.
-#
+
+# %%
+table = audit.table(tiny)  # here each group is one stratum
+for a, n in enumerate(tiny.counts):
+    products = G[pairs.group == a] @ G[pairs.group == a].T
+    different = (products.sum() - products.trace()) / (n * (n - 1))
+    signal = max(different, 0)
+    assert np.isclose(
+        table["strength"].iloc[a], np.sqrt(signal), rtol=1e-3, atol=1e-3
+    )
+    single = signal + products.trace() / n - different
+    assert np.isclose(
+        table["coherence"].iloc[a], signal / single, rtol=1e-2, atol=1e-4
+    )
+
+# %% [markdown]
 # *Competition.* **First update** is the group's share of the first step, $\frac{n_a}N\langle M_a,
-# M\rangle / \|M\|^2$. **Speed** is the growth of the gap of a *new* pair of the group, $\langle
-# M_a, M\rangle$ without the noise, in nats per unit of $\frac{\eta\beta}2$; **speed alone** the
-# same if nothing else were trained on. Both have a standard error: other pairs of the same kind
-# would have given another speed. One of less than twice its error cannot be told from none, and
-# there are two remedies: more pairs, or a model that sees more of a difference. The table of
-# *cosines* says who pulls against whom: below zero, two groups undo each other. It is clipped at
-# ±1, which noise can exceed.
+# M\rangle / \|M\|^2$. **Speed** is the growth of the gap of a *new* pair of the group, $\langle M_a,
+# M\rangle$ without the noise, in nats per unit of $\frac{\eta\beta}2$. **Speed alone** is the same if
+# we train on nothing else. Both have a standard error: other pairs of the same group would have given
+# another speed. A speed below two standard errors is indistinguishable from zero. Then there are two
+# remedies: more pairs, or a model that separates the pairs better. The table of *cosines* shows which
+# groups pull against each other: if the cosine is negative, two groups undo each other. It is clipped
+# at ±1, which noise can exceed.
 #
-# *Single pairs.* $\langle G_i, M_a\rangle$ with pair $i$ left out of $M_a$ says what the rest of
-# the group does for it. Part of that all pairs of the same two responses share: a step that makes
-# Yes likelier for any prompt helps every pair that prefers Yes and harms every other. In the group
-# it cancels, so it is taken off: $\frac12(M_s - M_{s'})$ from every $G_i$ of a stratum $s$ whose
-# mirror
-# $s'$, with the other preference, is there. What is left is listed, the largest and the smallest with their rows; below zero
-# is what a wrong label does, and **against** is the share of such pairs. Pairs that occur twice, or
-# with both preferences, are found by comparing tokens.
-#
-# *Attack.* **Undone by** is the least share of the group's pairs that, with their labels turned
-# round, bring $\langle M_a, M\rangle$ to zero, most helpful pairs first: alone, or in the mixture.
-# To turn pair $i$ takes $\frac2{n_a}\langle G_i, M_a\rangle$ off $\|M_a\|^2$, so a sort finds it.
+# *Single pairs.* $\langle G_i, M_a\rangle$ with pair $i$ left out of $M_a$ says what the rest of the
+# group does for the pair. All pairs of the same two responses share a part of it: a step that makes Yes
+# likelier for any prompt helps every pair that prefers Yes and harms every other. In the group this
+# part cancels, so the audit subtracts it: $\frac12(M_s - M_{s'})$ from every $G_i$ of a stratum $s$
+# whose mirror $s'$, with the opposite preference, exists. The report lists the largest and smallest of
+# these *leave-one-out scores* with their rows. A wrong label makes the score negative. **Against** is
+# the share of pairs with a negative score. Comparing tokens finds pairs that occur twice or with
+# both preferences.
+
+
+# %%
+def scores(found, subtract=True):
+    """Leave-one-out scores (N,) of an audit, from its inner products."""
+    s, n = found.stratum, np.bincount(found.stratum)
+    rows, own = np.arange(len(s)), np.eye(len(n))
+    mirrored = (found.mirror >= 0)[:, None]
+    common = np.where(mirrored, (own - own[found.mirror]) / 2, 0) * subtract
+    along = found.pull - (common @ found.between)[s]  # ⟨G_i − C_s, M_t⟩
+    itself = found.squared_norm - (found.pull * common[s]).sum(
+        1
+    )  # ⟨G_i − C_s, G_i⟩
+    without = (n[s] * along[rows, s] - itself) / np.maximum(n[s] - 1, 1)
+    along[rows, s] = np.where(n[s] > 1, without, 0)
+    rest = found.composition @ (
+        own - common
+    )  # the mean of each group, without C
+    return (along * rest[found.group]).sum(1)
+
+
+# %%
+for i, score in enumerate(scores(tiny)):
+    others = (pairs.group == pairs.group[i]) & (np.arange(len(pairs)) != i)
+    expected = G[i] @ G[others].mean(0)
+    assert np.isclose(score, expected, rtol=1e-3, atol=1e-4 * (G[i] @ G[i]))
+against = np.bincount(found.group, scores(found) < 0) / found.counts
+assert np.allclose(against, audit.table(found)["against"])
+
+# %% [markdown]
+# *Attack.* **Undone by** is the smallest share of the group's pairs whose flipped labels bring $\langle
+# M_a, M\rangle$ to zero, flipping the most helpful pairs first: alone, or in the mixture. Flipping pair
+# $i$ decreases $\|M_a\|^2$ by $\frac2{n_a}\langle G_i, M_a\rangle$, so sorting finds this share.
 
 # %% [markdown]
 # (ev-audit-yours)=
 # ### Yours
 #
-# In a notebook it is three functions: `preferences.read` for the rows, `preferences.tokenised` for
-# the pairs, `audit.audit` for the numbers. Name a file and a column, and run the cell.
+# In a notebook the audit is four functions: `preferences.read` reads the rows, `preferences.drawn` draws
+# at most so many of them, `audit.tokenize` makes the pairs, and `audit.audit` computes the numbers.
+# Name a file and a column, and run the cell.
 
 # %% tags=["nbval-ignore-output", "not-stored"]
 source, column = None, None
 if source:
-    mine = preferences.read(source, column, most=1000)
+    mine = preferences.drawn(preferences.read(source, column), 1000)
     judge = lm.load(config.model, config.device)
-    mixed, names = preferences.tokenised(judge, mine)
-    seen = audit.audit(judge, mixed, names)
+    seen = audit.audit(judge, *audit.tokenize(judge, mine))
     display(audit.table(seen).T, audit.cosines(seen))
 
 # %% [markdown]
 # (ev-audit-mixtures)=
 # ## Does it come true? Mixtures of behaviors
 #
-# Behaviors were drawn by lot from all at hand, four to a mixture, none in two; of each as many
-# statements to be answered Yes as No, some to train on and others held out. (An unbalanced draw
-# adds a part along the common mean, which {ref}`ev-first-fall` shows to be large. The audit would
-# tell it, and the held-out statements, balanced otherwise, would not have it.) The audit saw the
-# training statements only. Then the last layer was trained on the mixture by gradient descent, and,
-# from the base model again, all parameters by AdamW for one epoch at the scaled rate of
-# {ref}`full-finetuning`. Draw, sizes and rates were fixed beforehand.
+# We drew behaviors at random from all available ones, four to a mixture, none in two mixtures. Of each
+# behavior we took equally many statements that prefer Yes and No, some for training and others held
+# out. (An unbalanced sample adds a part along the common mean, which {ref}`ev-first-fall` shows to be
+# large. The audit would predict it, but the held-out statements, with another balance, would not have
+# it.) The audit saw only the training statements. Then we trained the last layer on the mixture by
+# gradient descent, and, again from the base model, all parameters by AdamW for one epoch at the scaled
+# rate of {ref}`full-finetuning`. The random draw, sizes, and rates were fixed in advance.
 #
-# What is told is a speed; what is measured is by how many nats the mean gap of the held-out
-# statements of a behavior has grown.
+# The audit predicts a speed. We measure by how many nats the mean gap of a behavior's held-out
+# statements has grown.
 
-# %% tags=["hide-input"]
-learned, held_out = audit_your_data.SIZES[config.tier]
-display(
-    Markdown(
-        f"Statements of a behavior: **{learned}** to train on, **{held_out}** held out."
-    )
+# %%
+eta = shared.learning_rate(records)
+last_rate = audit_your_data.last_rate(records)
+parts = []
+for number, behaviors in enumerate(audit_your_data.mixtures(records)):
+    a = audit_your_data.audit_run(records, number).arrays
+    full = audit_your_data.full_run(records, number, last_rate).arrays
+    part = audit.table(audit_your_data.restored(a))
+    assert part.index.tolist() == behaviors
+    part["first step, predicted"] = eta * config.beta / 2 * part["speed"]
+    part["± predicted"] = eta * config.beta / 2 * part["its error"]
+    part["first step"] = a["together"][:, 1, 1]  # part 1 is held out
+    part["last layer"] = a["together"][:, 1, -1]
+    gap = full["gap"][:, 1].astype(float)
+    part["all parameters"] = gap[:, -1] - gap[:, 0]
+    parts.append(part)
+
+# %%
+mixture = pd.concat(
+    parts, keys=range(1, len(parts) + 1), names=["mixture", "behavior"]
 )
-found = audit_your_data.mixtures_table(records)
-shown = found[
-    [
-        "speed alone", "speed", "first update", "first step, told", "± told",
-        "first step", "last layer", "all parameters",
-    ]
-]  # fmt: skip
-shown.rename(index=lambda name: plots.short(str(name), 40)).round(4)
+shown = ["speed alone", "speed", "first update", "first step, predicted"]
+shown += ["± predicted", "first step", "last layer", "all parameters"]
+learned, held_out = audit_your_data.SIZES[config.tier]
+sizes = f"**{learned}** for training, **{held_out}** held out"
+display(Markdown(f"Statements of a behavior: {sizes}."))
+mixture[shown].rename(index=lambda x: plots.short(str(x), 40)).round(4)
 
 # %% [markdown]
-# *First step, told* and *first step* are in the same unit, nats, and can be compared as they are:
-# told from some statements, measured on others. What lies between them is the scatter of the two
-# samples of statements, of which *± told* is the part of the first; the theorem leaves no other
-# room. The last two columns are further from what a first step can know.
-# {numref}`fig-audit-mixtures` has the three growths against the speed that was told.
+# *First step, predicted* and *first step* have the same unit, nats, and can be compared directly: one is
+# predicted from the training statements, the other is measured on held-out statements. They differ only by
+# the sampling noise of the two sets of statements; *± predicted* is the standard error of the
+# training sample. The theorem leaves no other difference. The last two columns are further from
+# what a first step can know. {numref}`fig-audit-mixtures` shows the three growths against the
+# predicted speed.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the mean held-out gap against the speed told before training, a point a behavior: after the first step on the last layer, after all steps, and after an epoch of training all parameters.", "name": "fig-audit-mixtures"}, "image": {"alt": "Three scatter plots of the growth of the held-out gap in nats against the speed told by the audit, one point a behavior and one colour a mixture: the first step of the last layer, all its steps, and an epoch of all parameters."}}
-panels = {
-    f"{growth} (nats)": {
-        f"mixture {number}": (part["speed"], part[growth])
-        for number, part in found.groupby(level="mixture")
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the mean held-out gap against the predicted speed, a point a behavior: after the first step of the last layer, after all its steps, and after an epoch of all parameters.", "name": "fig-audit-mixtures"}, "image": {"alt": "Three scatter plots of the growth of the held-out gap in nats against the speed predicted by the audit, one point a behavior and one color a mixture: the first step of the last layer, all its steps, and an epoch of all parameters."}}
+growths = ("first step", "last layer", "all parameters")
+fig, axes = plt.subplots(1, 3, figsize=(9.9, 4))
+for ax, growth in zip(axes, growths, strict=True):
+    for number, part in mixture.groupby(level="mixture"):
+        ax.plot(
+            part["speed"],
+            part[growth],
+            "os^D"[(number - 1) % 4],
+            label=f"mixture {number}",
+        )
+    ax.set(
+        title=growth,
+        xlabel="predicted speed",
+        ylabel="growth of the gap (nats)",
+    )
+plots.legend_below(fig, axes[0], ncols=4)
+plt.show()
+
+# %% [markdown]
+# The table has rank correlations over all behaviors, with 95 % intervals from resampling behaviors with
+# replacement. We compare the speed in the mixture with quantities that are easier to get: the speed of
+# the behavior alone, its coherence, and what the base model answers.
+
+
+# %%
+def in_words(x, y):
+    """Rank correlation with its interval, in words; a dash for few points."""
+    if len(x) < 10:
+        return "–"
+    return "{:.2f} ({:.2f} to {:.2f})".format(
+        *agreement(np.array(x), np.array(y))
+    )
+
+
+predictors = {"speed": "speed, in the mixture", "speed alone": "speed, alone"}
+predictors |= {x: x for x in ("coherence", "base gap", "already right")}
+measured = ("first step", "last layer", "all parameters")
+order = {
+    growth: {
+        title: in_words(mixture[x], mixture[growth])
+        for x, title in predictors.items()
     }
-    for growth in audit_your_data.GROWTHS
+    for growth in measured
 }
-plots.lines(panels, "speed told", dots=list(next(iter(panels.values()))))
+pd.DataFrame(order)
 
 # %% [markdown]
-# Rank correlations over all behaviors, with 95 % intervals from drawing behaviors with replacement.
-# Beside the speed in the mixture stand things that are easier to come by: the speed of the behavior
-# by itself, its coherence, and what the base model answers.
+# The predicted speed orders what the last layer learns, after one step and after all steps, better than
+# anything that is easier to get. What the base model answers predicts nothing that is distinguishable
+# from chance. For all parameters the audit predicts the order too, but less well, and no better than a
+# behavior's speed alone or its coherence: sixteen behaviors cannot tell these apart.
+#
+# A practitioner asks which group of *one* mixture is learned first. So the next table counts pairs of
+# behaviors within a mixture: in how many was the behavior with the larger predictor learned
+# faster? By chance it would be half of them.
 
-# %% tags=["hide-input"]
-audit_your_data.order_table(found)
+
+# %%
+def right_order(predictor, growth):
+    """In how many pairs of one mixture both columns agree on the order."""
+    right = [
+        (one[predictor] - two[predictor]) * (one[growth] - two[growth]) > 0
+        for _, part in mixture.groupby(level="mixture")
+        for one, two in combinations(part.to_dict("records"), 2)
+    ]
+    return f"{sum(right)} of {len(right)}"
+
+
+within = {
+    growth: {title: right_order(x, growth) for x, title in predictors.items()}
+    for growth in measured
+}
+pd.DataFrame(within)
 
 # %% [markdown]
-# The speed that was told orders what the last layer then learns, after one step and after all of
-# them, better than anything that is easier to come by; what the base model answers foretells
-# nothing that could be told from chance. Of all parameters the order is foretold too, but less well,
-# and no better than by a behavior's speed alone or its coherence: sixteen behaviors do not tell
-# these apart.
-
-# %% [markdown]
-# What a practitioner asks is which of the groups in *one* mixture comes first. So the next table
-# counts pairs of behaviors within a mixture, and in how many of them the one told to be faster was.
-# Half of them would be chance.
-
-# %% tags=["hide-input"]
-audit_your_data.within_table(found)
-
-# %% [markdown]
-# Within a mixture it is right of about three pairs in four for the last layer, and there the speed of
-# a behavior by itself does as well: what the correlations above have beyond that is which *mixtures*
-# learn fast. Trained in full, the audit's order is little better than a guess. Who comes first in a
-# mixture that is trained in full it cannot say.
+# Within a mixture the audit is right for about three pairs in four for the last layer, and there the
+# speed of a behavior alone does as well. So the additional correlation above reflects which *mixtures*
+# learn fast. For full fine-tuning, the audit's order is little better than a guess. It cannot say which
+# behavior of a mixture is learned first when all parameters are trained.
 
 # %% [markdown]
 # (ev-audit-noise)=
 # ## Does it find wrong labels?
 #
-# In the same mixtures one label in ten of every behavior was turned round, by lot, and the audit
-# made again, not told which. *Told apart* is the probability that a turned pair fits its group less
-# than one that was left: 1 if the audit knows them all, one half if it guesses. *Of the worst* is
-# the share of wrong labels in the tenth of all pairs that fits least, where a guess has one in ten;
-# *against* what the report shows, before labels were turned and after.
+# In the same mixtures we flipped one label in ten of every behavior, at random, and ran the audit
+# again without telling it which. *Told apart* is the probability that a flipped pair has a lower
+# leave-one-out score than an unflipped one: 1 if the audit finds them all, one half if it guesses. *Of
+# the worst* is the share of wrong labels in the tenth of all pairs with the lowest scores, where a guess
+# has one in ten. *Against* is what the report shows, before and after labels were flipped.
 #
-# *By others* is the same as the first, with what pairs of the same answers share left in. So the
-# audit had it at first. A look at the first mixture showed that this hears the answer more than the
-# label, and the part that they share was taken off then: the first mixture is no test of that, the
-# others are.
+# *By others* is the first column without subtracting the part that pairs of the same answers share. The
+# first version of the audit did not subtract it. A look at the first mixture showed that the score then
+# depends on the answer more than on the label, so we subtracted that part. So the first mixture is no
+# test of this change, and the others are.
 
-# %% tags=["hide-input"]
-audit_your_data.noise_table(records).round(3)
+
+# %%
+def told_apart(score, wrong):
+    """The probability that a wrong pair scores below a right one; ties count half."""
+    difference = score[~wrong] - score[wrong, None]
+    return (difference > 0).mean() + (difference == 0).mean() / 2
+
+
+def found_wrong(score, others, wrong):
+    """How well the scores (n,) of a group's pairs find the wrong labels."""
+    lowest = np.argsort(score, kind="stable")[: wrong.sum()]
+    return {
+        "told apart": told_apart(score, wrong),
+        "by others": told_apart(others, wrong),
+        "of the worst": wrong[lowest].mean(),
+    }
+
+
+# %%
+rows = {}
+for number, behaviors in enumerate(audit_your_data.mixtures(records)):
+    a = audit_your_data.audit_run(records, number).arrays
+    clean, noisy = (audit_your_data.restored(a, x) for x in ("", "noisy_"))
+    score, others = scores(noisy), scores(noisy, subtract=False)
+    in_group = [noisy.group == group for group in range(len(behaviors))]
+    each = [found_wrong(score[g], others[g], a["flipped"][g]) for g in in_group]
+    rows[number + 1] = pd.DataFrame(each).mean()
+    rows[number + 1]["against before"] = audit.table(clean)["against"].mean()
+    rows[number + 1]["against"] = audit.table(noisy)["against"].mean()
+wrong_labels = pd.DataFrame(rows).T.rename_axis("mixture")
+wrong_labels.round(3)
 
 # %% [markdown]
-# Of a turned pair and one that was left, the audit finds the turned one about nine times in ten, and of
-# the pairs that fit least more than half were turned. The plain product finds two in three. But
-# *against* is no count of wrong labels: a good many pairs go against their group without any label
-# turned, since statements of one behavior differ. Read the list, do not delete it.
+# Of a flipped and an unflipped pair, the audit finds the flipped one about nine times in ten. Of the
+# pairs with the lowest scores more than half were flipped. The plain product finds two in three. But
+# *against* does not count wrong labels: many pairs go against their group without any flipped label,
+# since the statements of one behavior differ. Read the list; do not delete it.
 
 # %% [markdown]
 # (ev-audit-dialogues)=
 # ## Dialogues
 #
-# {ref}`hh-rlhf` aligned the model on dialogues, with LoRA and AdamW, and recorded the
-# log-probability of every held-out response before and after. So there is something to compare
-# with, of another kind in every respect: long responses, other parameters, other data. Groups are
-# made by length: the chosen response shorter than four fifths of the rejected one, longer than five
-# quarters, or between.
+# {ref}`hh-rlhf` aligned the model on dialogues, with LoRA and AdamW, and recorded the log-probability
+# of every held-out response before and after. So we can compare with a run that differs in every
+# respect: long responses, other parameters, other data. We group dialogues by length: the chosen
+# response is shorter than four fifths of the rejected one, longer than five quarters, or between.
 
-# %% tags=["hide-input"]
-audit_your_data.dialogues_table(records).round(2)
+# %%
+dialogues_arrays = audit_your_data.dialogues_run(records).arrays
+audited = audit_your_data.restored(dialogues_arrays)
+trained = np.array([name.startswith("trained on") for name in audited.names])
+weights = np.where(trained, audited.counts, 0) / audited.counts[trained].sum()
+held_out = ~trained[audited.group]
+
+rate = list(hh_rlhf.rates(records).values())[-1]
+run = hh_rlhf.aligned_run(records, rate, config.full_seeds[0])
+chosen, rejected = np.moveaxis(run.arrays["each"].astype(float), -1, 0)
+before, after = chosen - rejected  # each (held-out pairs,)
+tokens = dialogues_arrays["tokens"][held_out]
+
+# %%
+each = pd.DataFrame(
+    {
+        "kind": [
+            audited.names[g].split(", ")[1] for g in audited.group[held_out]
+        ],
+        "speed": (audited.pull @ (weights @ audited.composition))[held_out],
+        "‖G‖²": audited.squared_norm[held_out],
+        "tokens of both": tokens.sum(1),
+        "tokens, chosen less rejected": tokens[:, 0] - tokens[:, 1],
+        "base gap": audited.gap[held_out].astype(float),
+        "grown": after - before,
+    }
+)
+
+# %%
+groups = audit.table(audited)[["pairs", "base gap", "coherence"]]
+groups["speed"], groups["its error"] = (
+    audited.speeds(weights),
+    audited.errors(weights),
+)
+groups = groups[trained].rename(index=lambda name: name.split(", ")[1])
+kinds = each.groupby("kind")
+groups["held out"] = kinds.size()
+groups["held out, speed"] = kinds["speed"].mean()
+groups["grown"], groups["± grown"] = kinds["grown"].mean(), kinds["grown"].sem()
+groups.astype(float).round(2)
 
 # %% [markdown]
-# *Speed* is told of a new pair from those trained on, with its standard error; *held out, speed* is
-# that of the very pairs whose gap was then measured, and *grown* by how much it grew, with the
-# standard error of the mean.
+# *Speed* is predicted for a new pair from the training pairs, with its standard error. *Held out,
+# speed* is the predicted speed of the very pairs whose gap was then measured. *Grown* is by how much
+# this gap grew, with the standard error of the mean.
 #
-# The audit says something of every single pair, too. Correlations over the held-out pairs, beside
-# those of simpler things: how long the responses are, by how much they differ, and where the model
-# stood.
+# The audit also predicts every single pair. The next table has correlations over the held-out pairs, with
+# simpler quantities for comparison: how long the responses are, how much they differ in length, and
+# the base model's gap.
 
-# %% tags=["hide-input"]
-told_of_pairs = audit_your_data.predicted(records)
-audit_your_data.pairs_table(told_of_pairs)
+# %%
+known = [name for name in each if name not in ("kind", "grown")]
+by_pair = {name: in_words(each[name], each["grown"]) for name in known}
+pd.DataFrame({"growth of the gap": by_pair})
 
 # %% [markdown]
-# Here the audit is weak. It tells that all three kinds gain, though of two of them by less than twice
-# the error; those whose chosen response is the longer one have lost. In that run both responses of a pair became less likely ({ref}`hh-rlhf`), the
-# longer one by more, so by how much they differ in length, or where the model stood, foretells far
-# more than the gradient does, and needs none. Between pairs the speed says something, but little
-# ({numref}`fig-audit-dialogues`). Where lengths differ this much, use the report for what it says of
-# the data, not of a run.
+# Here the audit is weak. It predicts that all three kinds gain, although two of the speeds are below two
+# standard errors. The dialogues whose chosen response is longer have lost. In that run both responses of
+# a pair became less likely ({ref}`hh-rlhf`), and the longer one by more. So the difference in length,
+# or the base model's gap, predicts far more than the gradient does, and needs no gradient. The speed of a
+# pair predicts something, but little ({numref}`fig-audit-dialogues`). Where lengths differ this much,
+# use the report for what it says about the data, not about a run.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the gap of every held-out dialogue over the aligning run of the chapter on dialogues, against the speed told before training.", "name": "fig-audit-dialogues"}, "image": {"alt": "A scatter plot of the growth of the gap in nats against the speed told by the audit, one point a held-out pair, in three colours by which of its responses is longer."}}
-panel = {
-    kind: (part["speed"], part["grown"])
-    for kind, part in told_of_pairs.groupby("kind")
-}
-plots.lines({"growth of the gap (nats)": panel}, "speed told", dots=list(panel))
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the gap of every held-out dialogue over the aligning run of the chapter on dialogues, against the predicted speed.", "name": "fig-audit-dialogues"}, "image": {"alt": "A scatter plot of the growth of the gap in nats against the speed predicted by the audit, one point a held-out pair, in three colors by which of its responses is longer."}}
+fig, ax = plt.subplots(figsize=(5, 4.4))
+for (kind, part), mark in zip(each.groupby("kind"), "os^", strict=False):
+    ax.plot(part["speed"], part["grown"], mark, label=kind)
+ax.set(xlabel="predicted speed", ylabel="growth of the gap (nats)")
+plots.legend_below(fig, ax, ncols=3)
+plt.show()
 
 # %% [markdown]
 # ## What was shown, and what not
 #
-# That the numbers are those of the first step of gradient descent on the last layer is a theorem,
-# and was checked against autograd. Everything beyond it, more steps, more layers, another
-# optimizer, was measured above, and a report should be read with those tables at hand. The order of
-# speeds carries over to a whole run of the last layer, and in part to one of all parameters, but not
-# within a mixture; of dialogues the length of the responses told more. No table says that a *number*
-# carries over. What the audit found best was wrong labels.
+# That the numbers describe the first step of gradient descent on the last layer is a theorem, and we
+# checked it against autograd. Everything beyond it, more steps, more layers, another optimizer, was
+# measured above. Read a report with those tables in mind. The order of speeds carries over to a whole
+# run of the last layer, and in part to a run of all parameters, but not within a mixture. For dialogues
+# the length of the responses predicted more. No table says that a *number* carries over. The audit did
+# best at finding wrong labels.
 #
-# What differs from how one would train: one seed, mixtures of four, behaviors of one collection,
-# and a small model. The audit asks the model that will be trained. What it tells of a small one
-# need not hold for a large one; {ref}`second-llm` compares two.
+# What differs from usual training: one seed, mixtures of four, behaviors of one collection, and a small
+# model. The audit uses the model that will be trained. What it predicts for a small model need not hold
+# for a large one; {ref}`second-llm` compares two.
 #
-# How long it takes is mostly the length of the responses: those of one token need only the rows of
-# the tokens that occur, others all of the vocabulary at each of their tokens.
+# The run time depends mostly on the length of the responses. Responses of one token need only the rows of
+# the tokens that occur. Others need the whole vocabulary at each of their tokens.
 
-# %% tags=["hide-input"]
+# %%
 audits = {
     "statements": audit_your_data.sample_run(records),
     "dialogues": audit_your_data.dialogues_run(records),
@@ -413,33 +650,31 @@ took = ", ".join(
 Markdown(f"Recorded audits: {took} ({audits['dialogues'].info['device']}).")
 
 # %% [markdown]
-# ```{exercise} Labels turned by lot
+# ```{exercise} Labels flipped at random
 # :label: ex-audit-flips
 #
-# *Undone by* is the worst case. Suppose instead that a share $p$ of the pairs of group $a$, drawn
-# by lot, is turned round. At which $p$ does the first step, on average, no longer teach the group,
-# alone and in the mixture? Which two columns of the report do you need, and when is no $p \le 1$
-# enough?
+# *Undone by* is the worst case. Suppose instead that a share $p$ of the pairs of group $a$, drawn at
+# random, is flipped. At which $p$ does the first step, on average, no longer improve the group, alone
+# and in the mixture? Which two columns of the report do you need, and when is no $p \le 1$ enough?
 # ```
 #
 # ````{solution} ex-audit-flips
 # :class: dropdown
-# Turning a pair changes the sign of $G_i$, so on average $M_a$ becomes $(1 - 2p)\,M_a$, while what
-# is to be learned stays $M_a$. Alone the speed is $(1 - 2p)\|M_a\|^2$, which is zero at $p =
-# \frac12$, whatever the group. In the mixture it is
+# Flipping a pair changes the sign of $G_i$. So on average $M_a$ becomes $(1 - 2p)\,M_a$, while what
+# should be learned stays $M_a$. Alone the speed is $(1 - 2p)\|M_a\|^2$, which is zero at $p = \frac12$,
+# whatever the group. In the mixture it is
 #
 # $$\langle M_a, M\rangle - 2p\,\tfrac{n_a}N\|M_a\|^2 = 0 \quad\text{at}\quad p = \frac{\text{speed}}{2\,\frac{n_a}N\,\text{speed alone}} .$$
 #
-# If the others only help, the speed is more than the group's own part of it, and $p > \frac12$.
-# Above
-# 1, where the others teach more than the group itself does, turning round all of its labels does not
-# stop it. Below 0 the others have undone it already.
+# If the others only help, the speed exceeds the group's own part of it, and $p > \frac12$. If $p$ is
+# above 1, the others improve the group more than the group itself does, and flipping all of its labels
+# does not stop it. If $p$ is below 0, the others have undone it already.
 # ````
 #
 # **To try.**
 #
-# - `audit_your_data.mixtures_table(records)[["undone by", "undone in the mixture"]]`: which behaviors
-#   of the mixtures would the fewest turned labels silence, and are they the slow ones?
+# - `mixture[["undone by", "undone in the mixture"]]`: which behaviors of the mixtures would the fewest
+#   flipped labels stop, and are they the slow ones?
 # - `python -m dpo_helpers.audit pairs.jsonl --group annotator`: do two annotators pull against each
 #   other?
 # - In `experiments/audit_your_data.py`, another seed in `mixtures`, and record again.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import cells
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,8 @@ from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOOK = RunStore(configure({}))
+PAGE = cells.functions("10_atlas")
+REASONS = ("confidence", "length", "base accuracy", "common", "along", "spread")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,9 @@ def test_those_drawn_are_trained_in_full_and_no_hidden_states_are_stored(collect
     main = full_finetuning.MAIN["smoke"]
     assert set(table.index[table["all parameters"].notna()]) == {chosen, *main}
     loss = atlas.full_run(collection, chosen).arrays["loss"][0, 1]
-    assert table.loc[chosen, "all parameters"] == pytest.approx(np.log(2) - loss.mean())
+    for behavior in (chosen, *main):
+        first = atlas.full_run(collection, behavior).arrays["loss"][0, 1][: len(loss)]
+        assert table.loc[behavior, "all parameters"] == pytest.approx(np.log(2) - first.mean())
     assert not list(collection.root.glob(f"hidden/*/{chosen}"))
     again = atlas.before_run(collection, chosen).arrays
     held_out = np.median(np.log(2) - again["loss"][1].mean(0))
@@ -116,7 +121,7 @@ def test_what_is_kept_of_a_behavior(records):
     assert right.mean() != 0.5
     statements = data.load_behavior(behavior)
     assert a["confidence"] == pytest.approx(np.mean(statements.rows["label_confidence"]))
-    assert a["probe"][1] == np.float32(states.probe_accuracy(s.g, s.labels, s.train))
+    assert a["probe"][1] == np.float32(states.probe(s.g, s.labels, s.train)[1])
     assert a["loss"].shape == (2, 21, 3) and np.allclose(a["loss"][:, 0], np.log(2))
 
 
@@ -150,9 +155,9 @@ def test_a_probe_is_scored_on_the_statements_left_out():
     train = np.arange(44) < 40
     for size in (1.0, 10.0):
         g = size * labels[:, None].astype(float)
-        assert atlas.probe(g, labels, train) == pytest.approx((1, 1), abs=1e-3)
+        assert states.probe(g, labels, train) == pytest.approx((1, 1), abs=1e-3)
         g[-1] *= -1
-        assert atlas.probe(g, labels, train) == pytest.approx((0.5, 0.75), abs=1e-3)
+        assert states.probe(g, labels, train) == pytest.approx((0.5, 0.75), abs=1e-3)
 
 
 def test_which_run_is_that_of_all_parameters(monkeypatch):
@@ -185,10 +190,28 @@ def test_too_large_a_step_proves_nothing():
     assert np.allclose(bounds, [[0] * 4, [np.log(2)] * 4])
 
 
+def test_speeds_are_over_as_many_steps_as_all_drawn_behaviors_have(monkeypatch):
+    losses = {"a": [0.6, 0.5, 0.4, 0.1], "b": [0.6, 0.4, 0.2], "known": [0.6, 0.6, 0.6, 0.1, 0]}
+
+    def run(_, behavior):
+        held_out = losses[behavior]
+        return SimpleNamespace(arrays={"loss": np.array([[[9.0] * len(held_out), held_out]])})
+
+    monkeypatch.setattr(atlas, "full_run", run)
+    monkeypatch.setattr(atlas, "drawn", lambda _: ["a", "b"])
+    monkeypatch.setitem(full_finetuning.MAIN, "book", ("known",))
+    kept = atlas.full_losses(BOOK)
+    assert {name: values.tolist() for name, values in kept.items()} == {
+        "known": [0.6, 0.6, 0.6],
+        "a": [0.6, 0.5, 0.4],
+        "b": [0.6, 0.4, 0.2],
+    }
+
+
 def found(n: int = 40, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     table = pd.DataFrame({name: rng.normal(size=n) for name in atlas.PREDICTORS})
-    for name in atlas.REASONS:
+    for name in REASONS:
         table[name] = rng.normal(size=n)
     table["last layer"] = table["apart"] + 0.1 * table["length"]
     table["last layer, training"] = table["apart"]
@@ -196,72 +219,80 @@ def found(n: int = 40, seed: int = 0) -> pd.DataFrame:
     return table.assign(drawn=np.arange(n) < 15)
 
 
+def predictors(table: pd.DataFrame) -> pd.DataFrame:
+    titles = {name: name for name in atlas.PREDICTORS}
+    return PAGE.correlations(table, titles, PAGE.speed_of)
+
+
+def reasons(table: pd.DataFrame) -> pd.DataFrame:
+    return PAGE.correlations(table, {name: name for name in REASONS}, PAGE.surprise)
+
+
 def test_a_predictor_that_is_the_speed_wins():
-    told = atlas.predictors_table(found())
-    assert told.loc["‖b̂‖", "last layer, all"].startswith(("0.99", "1.00"))
-    assert told.loc["linear probe, margin", "all parameters, drawn"].startswith("1.00 (1.00")
-    better = atlas.advantage_table(found())
-    ahead = better.loc["linear probe, margin", "all parameters, drawn"]
-    low = float(ahead.split("(")[1].split(" to ")[0])
+    table = found()
+    told = predictors(table)
+    assert told.loc["apart", "last layer, all"].startswith(("0.99", "1.00"))
+    assert told.loc["probe margin", "all parameters, drawn"].startswith("1.00 (1.00")
+    y = PAGE.speed_of(table, "all parameters, drawn")
+    x = table.loc[y.index]
+    _, low, _ = PAGE.advantage(x["probe margin"].to_numpy(), x["apart"].to_numpy(), y.to_numpy())
     assert low > 0
 
 
 def test_an_advantage_is_a_difference_of_rank_correlations():
     rng = np.random.default_rng(1)
     one, other, speeds = rng.normal(size=(3, 30))
-    middle, low, high = atlas.advantage(one, other, speeds)
+    middle, low, high = PAGE.advantage(one, other, speeds)
     a, b = (stats.spearmanr(x, speeds).statistic for x in (one, other))
     assert middle == pytest.approx(a - b) and low < middle < high
-    assert atlas.advantage(one, one, speeds) == (0, 0, 0)
+    assert PAGE.advantage(one, one, speeds) == (0, 0, 0)
 
 
 def test_a_reason_for_the_surprise_is_found():
     table = found()
-    surprise = atlas.surprise(table, "last layer, all")
+    surprise = PAGE.surprise(table, "last layer, all")
     assert surprise.sum() == pytest.approx(0, abs=1e-3)
     assert surprise @ table["apart"].rank() == pytest.approx(0, abs=1e-3)
     assert stats.spearmanr(surprise, table["length"]).statistic > 0.5
-    told = atlas.reasons_table(table).loc["length of the prompt, tokens", "last layer, all"]
-    assert float(told.split()[0]) > 0.5
+    assert float(reasons(table).loc["length", "last layer, all"].split()[0]) > 0.5
 
 
-def test_what_tells_no_more_than_the_distance_explains_no_surprise():
-    """Speed and reason are noisy ‖b̂‖, each with noise of its own: false alarms are rare."""
+def test_what_measures_no_more_than_the_distance_explains_no_surprise():
+    """Speed and reason are noisy ‖b̂‖, each with its own noise: false alarms are rare."""
     rng = np.random.default_rng(0)
     alarms = []
     for _ in range(200):
         table = pd.DataFrame({"apart": rng.normal(size=100)})
         for name in ("last layer", "spread"):
             table[name] = table["apart"] + 0.75 * rng.normal(size=100)
-        surprise = atlas.surprise(table, "last layer, all")
+        surprise = PAGE.surprise(table, "last layer, all")
         alarms.append(stats.spearmanr(surprise, table["spread"]).pvalue < 0.05)
     assert np.mean(alarms) < 0.1
 
 
 def test_a_dash_where_behaviors_are_few_or_no_rank_is_defined():
     table = found(12).assign(drawn=False)
-    assert (atlas.predictors_table(table)["all parameters, drawn"] == "–").all()
+    assert (predictors(table)["all parameters, drawn"] == "–").all()
     table["probe accuracy"], table["confidence"] = 1.0, np.nan
-    for told in (atlas.predictors_table(table), atlas.advantage_table(table)):
-        dashes = told["last layer, all"] == "–"
-        assert dashes[dashes].index.tolist() == ["linear probe, accuracy"]
-    assert atlas.reasons_table(table).loc["label confidence, mean", "last layer, all"] == "–"
-    assert (atlas.reasons_table(table.head(5)) == "–").all(axis=None)
+    dashes = predictors(table)["last layer, all"] == "–"
+    assert dashes[dashes].index.tolist() == ["probe accuracy"]
+    assert reasons(table).loc["confidence", "last layer, all"] == "–"
+    assert (reasons(table.head(5)) == "–").all(axis=None)
     table["last layer"] = table["apart"]
-    assert not atlas.surprise(table, "last layer, all").any()
-    assert (atlas.reasons_table(table)["last layer, all"] == "–").all()
+    assert not PAGE.surprise(table, "last layer, all").any()
+    assert (reasons(table)["last layer, all"] == "–").all()
 
 
-def test_pairs_that_the_bounds_part_are_decided():
+def test_pairs_with_disjoint_bounds_are_decided():
     table = found(4).assign(drawn=False)
     table["certified"], table["certified, most"] = [0.0, 1, 2, 3], [0.5, 2.5, 3, 4]
     table["last layer"], table["apart"] = [0.0, 1, 2, -1], [4.0, 3, 2, 1]
-    row = atlas.decided_table(table).loc["last layer, all"]
+    row = PAGE.decided(table, "last layer, all")
     # Undecided are the second and third, and, by equal bounds, the third and fourth; the fourth is
     # the slowest, against its bounds.
-    assert row["pairs"] == 6 and row["proven"] == pytest.approx(4 / 6)
+    assert row["pairs"] == 6 and row["decided"] == pytest.approx(4 / 6)
     assert row["of these as proven"] == pytest.approx(2 / 4)
-    assert row["all as ‖b̂‖ says"] == pytest.approx(3 / 6)
+    assert row["all as ‖b̂‖ orders"] == pytest.approx(3 / 6)
 
 
 class Cells(html.parser.HTMLParser):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import cells
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,11 @@ from ledger.store import RunStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOOK = RunStore(configure({}))
+PAGE = cells.functions("11_audit_your_data")
+
+
+def unembedding(model) -> torch.Tensor:
+    return model.network.get_output_embeddings().weight.detach().double()
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +40,29 @@ def dialogues():
     return model, audit_your_data.by_length(pairs)
 
 
-def test_a_step_of_autograd_is_as_told_and_its_remainder_as_proven(dialogues):
+def test_the_plain_gradient_is_autograds_and_the_audit_agrees(dialogues):
+    """G_i of the page, (V, d), against autograd; its inner products against ``audit.audit``."""
+    model, pairs = dialogues
+    weight, responses = unembedding(model), PAGE.read(model, pairs)
+    plain = torch.stack([PAGE.gradient(pair, weight) for pair in responses])
+    for i in (0, len(pairs) // 2, len(pairs) - 1):
+        w = weight.clone().requires_grad_()
+        chosen, rejected = (
+            (h @ w.T).log_softmax(-1)[range(len(y)), y].sum() for h, y in responses[i]
+        )
+        (expected,) = torch.autograd.grad(chosen - rejected, w)
+        assert torch.allclose(plain[i], expected, atol=1e-10)
+    g, found = plain.flatten(1).numpy(), audit.audit(model, pairs, audit_your_data.KINDS)
+    means = np.stack([g[pairs.group == a].mean(0) for a in range(3)])
+    assert np.allclose(found.pull @ found.composition.T, g @ means.T, rtol=1e-4, atol=1e-3)
+    assert np.allclose(found.squared_norm, (g**2).sum(1), rtol=1e-4)
+
+
+def test_a_step_of_autograd_is_as_predicted_and_its_remainder_as_proven(dialogues):
     """prop-first-gradient, pair by pair; the bounds of the remainder from the dense update."""
     model, pairs = dialogues
     found = audit.audit(model, pairs, audit_your_data.KINDS)
-    told = found.pull @ found.composition.T @ (found.counts / len(pairs))
+    inner = found.pull @ found.composition.T @ (found.counts / len(pairs))
     beta, eta = 0.1, 3.0
     kept = []
 
@@ -46,23 +70,22 @@ def test_a_step_of_autograd_is_as_told_and_its_remainder_as_proven(dialogues):
         kept.append((weights[0], weights[0].detach().clone()))
         return torch.optim.SGD(weights, lr=eta)
 
-    grown = audit_your_data.moved(model, pairs, beta, step)
-    remainder = grown - eta * beta / 2 * told
+    responses = PAGE.read(model, pairs)
+    grown = PAGE.moved(responses, unembedding(model), step, beta)
+    remainder = grown - eta * beta / 2 * inner
     after, before = kept[0]
-    update = (after.detach() - before).float()
+    update = after.detach() - before
     bounds = np.zeros((2, len(pairs)))
-    with torch.no_grad():
-        for i, x in enumerate(pairs.prompts):
-            for side, y in enumerate((pairs.chosen[i], pairs.rejected[i])):
-                h = model.network.base_model(torch.tensor([x + y])).last_hidden_state[0]
-                u = h[len(x) - 1 : -1] @ update.T
-                bounds[side, i] = ((u.max(1).values - u.min(1).values) ** 2).sum() / 8
+    for i, pair in enumerate(responses):
+        for side, (h, _) in enumerate(pair):
+            u = h @ update.T
+            bounds[side, i] = ((u.max(1).values - u.min(1).values) ** 2).sum() / 8
     small = 1e-4 * abs(grown).max()
     assert (remainder >= -bounds[0] - small).all() and (remainder <= bounds[1] + small).all()
     assert abs(remainder).max() > 10 * small, "a step so large that there is a remainder"
 
 
-def test_of_one_token_the_step_is_as_told_however_large(records):
+def test_of_one_token_the_step_is_as_predicted_however_large(records):
     model = records.model()
     behavior, _ = audit_your_data.taken(data.load_behavior("loves-gardening"), (20, 20))
     pairs = lm.pairs_from_behaviors(model, [behavior])
@@ -70,10 +93,37 @@ def test_of_one_token_the_step_is_as_told_however_large(records):
     # Of long vectors that nearly cancel, in float32.
     exact = 1e-6 * found.squared_norm.max()
     for eta in (1e-2, 1e2):
-        grown = audit_your_data.moved(model, pairs, 0.1, partial(torch.optim.SGD, lr=eta))
+        step = partial(torch.optim.SGD, lr=eta)
+        grown = PAGE.moved(PAGE.read(model, pairs), unembedding(model), step)
         assert np.allclose(
             grown / (eta * 0.05), found.pull @ found.composition[0], rtol=0, atol=exact
         )
+
+
+def test_leave_one_out_scores_by_hand(records):
+    """With mirrored strata, from whole gradients: a row a pair, two rows of the unembedding."""
+    model = records.model()
+    behaviors = [data.load_behavior(name) for name in ("loves-gardening", "keeps-promises")]
+    behaviors = [audit_your_data.taken(behavior, (30, 20))[0] for behavior in behaviors]
+    pairs = lm.pairs_from_behaviors(model, behaviors)
+    found, weight = audit.audit(model, pairs, ["a", "b"]), unembedding(model)
+    g = torch.stack([PAGE.gradient(pair, weight) for pair in PAGE.read(model, pairs)])
+    g = g.flatten(1).numpy()
+    assert (found.mirror >= 0).all() and len(found.mirror) == 4
+    for subtract in (True, False):
+        expected = []
+        for i in range(len(g)):
+            keep = np.arange(len(g)) != i
+            sides = [(pairs.chosen[j], pairs.group[j]) for j in range(len(g))]
+            same = np.array([side == sides[i] for side in sides])
+            mirror = (pairs.group == pairs.group[i]) & ~same
+            common = (g[same].mean(0) - g[mirror].mean(0)) / 2 * subtract
+            one, other = g[same & keep].mean(0), g[mirror].mean(0)
+            # Half of the group prefers Yes: what is left of either mean without their common part.
+            rest = (one + other) / 2
+            expected.append((g[i] - common) @ rest)
+        actual = PAGE.scores(found, subtract)
+        assert np.allclose(actual, expected, rtol=1e-3, atol=1e-6 * found.squared_norm.max())
 
 
 def test_groups_by_length():
@@ -86,7 +136,7 @@ def test_groups_by_length():
     assert audit_your_data.by_length(pairs).group.tolist() == [0, 1, 1, 1, 2]
 
 
-def test_mixtures_are_drawn_by_lot_none_twice(records):
+def test_mixtures_are_drawn_at_random_none_twice(records):
     drawn = audit_your_data.mixtures(BOOK)
     flat = [name for behaviors in drawn for name in behaviors]
     assert [len(behaviors) for behaviors in drawn] == [4] * 4 and len(set(flat)) == 16
@@ -112,17 +162,17 @@ def test_too_few_statements_are_named():
         audit_your_data.taken(data.load_behavior("keeps-promises"), (100, 20))
 
 
-def test_turned_labels_are_those_named_and_no_others(dialogues):
+def test_flipped_labels_are_those_named_and_no_others(dialogues):
     _, pairs = dialogues
     flipped = np.arange(len(pairs)) % 7 == 0
-    noisy = audit_your_data.mislabelled(pairs, flipped)
+    noisy = audit_your_data.mislabeled(pairs, flipped)
     assert noisy.prompts == pairs.prompts and (noisy.group == pairs.group).all()
-    for i, turned in enumerate(flipped):
+    for i, exchanged in enumerate(flipped):
         same = (pairs.chosen[i], pairs.rejected[i])
-        assert (noisy.chosen[i], noisy.rejected[i]) == (same[::-1] if turned else same)
+        assert (noisy.chosen[i], noisy.rejected[i]) == (same[::-1] if exchanged else same)
 
 
-def test_what_is_told_of_a_mixture(records):
+def test_what_is_predicted_of_a_mixture(records):
     """⟨M_a, M_b⟩ = b̂_a·b̂_b/2, and the first step of the last layer on its own statements."""
     run = audit_your_data.audit_run(records, 0)
     a, found = run.arrays, audit_your_data.restored(run.arrays)
@@ -162,39 +212,30 @@ def test_records_keep_the_whole_audit(records):
     assert all(name in page for name in found.names)
 
 
-def test_tables_of_mixtures():
-    """Against growths made up: told exactly, and told the wrong way round."""
+def test_the_order_within_mixtures():
+    """Against growths made for the test: predicted exactly, and in reverse."""
     index = pd.MultiIndex.from_product([[1, 2, 3], list("abcd")], names=["mixture", "behavior"])
     speed = np.arange(12.0)
-    found = pd.DataFrame(
-        dict.fromkeys(audit_your_data.PREDICTORS, speed)
-        | {"first step": speed, "last layer": -speed, "all parameters": np.tile(speed[:4], 3)},
-        index=index,
-    )
-    order, within = audit_your_data.order_table(found), audit_your_data.within_table(found)
-    assert order.loc["coherence", "first step"].startswith("1.00")
-    assert order.loc["coherence", "last layer"].startswith("-1.00")
-    assert within.iloc[0].tolist() == ["18 of 18", "0 of 18", "18 of 18"]
-    few = audit_your_data.order_table(found.head(8))
-    assert set(few.to_numpy().ravel()) == {"–"}
+    columns = {"first step": speed, "last layer": -speed, "all parameters": np.tile(speed[:4], 3)}
+    mixture = pd.DataFrame({"coherence": speed} | columns, index=index)
+    PAGE.right_order.__globals__["mixture"] = mixture
+    assert [PAGE.right_order("coherence", x) for x in columns] == [
+        "18 of 18",
+        "0 of 18",
+        "18 of 18",
+    ]
+    assert PAGE.in_words(mixture["coherence"], mixture["first step"]).startswith("1.00")
+    assert PAGE.in_words(mixture["coherence"], mixture["last layer"]).startswith("-1.00")
+    assert PAGE.in_words(speed[:8], speed[:8]) == "–"
 
 
-def test_noise_table_scores_a_perfect_and_a_blind_audit(monkeypatch):
+def test_scores_of_a_perfect_and_a_blind_audit():
     rng = np.random.default_rng(0)
-
-    def scored(fit):
-        class Fake:
-            group = np.repeat([0, 1], 100)
-
-        Fake.fit, Fake.others = fit, -fit
-        monkeypatch.setattr(audit_your_data, "restored", lambda arrays, prefix="": Fake)
-        return audit_your_data.noise_table(BOOK).iloc[0]
-
-    flipped = np.tile(np.arange(100) < 10, 2)
-    run = type("Run", (), {"arrays": {"flipped": flipped}})
-    monkeypatch.setattr(audit_your_data, "mixtures", lambda records: [["a", "b"]])
-    monkeypatch.setattr(audit_your_data, "told_run", lambda records, number: run)
-    perfect = scored(np.where(flipped, -1.0, 1.0) + rng.uniform(0, 0.5, 200))
-    assert perfect.tolist() == [1, 0, 1, pytest.approx(0.1), pytest.approx(0.1)]
-    blind = scored(rng.normal(size=200))
-    assert 0.3 < blind["told apart"] < 0.7 and blind["of the worst"] < 0.5
+    wrong = np.arange(100) < 10
+    score = np.where(wrong, -1.0, 1.0) + rng.uniform(0, 0.5, 100)
+    perfect = PAGE.found_wrong(score, -score, wrong)
+    assert perfect == {"told apart": 1, "by others": 0, "of the worst": 1}
+    blind = rng.normal(size=(50, 100))
+    found = pd.DataFrame([PAGE.found_wrong(row, np.zeros(100), wrong) for row in blind]).mean()
+    assert 0.45 < found["told apart"] < 0.55 and found["by others"] == 0.5
+    assert 0.05 < found["of the worst"] < 0.2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import EmpiricalCovariance
 
-from dpo_helpers.states import geometry, knn_label_agreement, probe_accuracy
+from dpo_helpers.states import geometry, knn_label_agreement, probe
 
 
 def _cloud(seed=0, n=60, d=7, share=0.35):
@@ -115,7 +115,7 @@ def test_separability_is_that_of_the_statements_left_out():
     labels = np.tile([1, -1], 22)
     g = labels[:, None].astype(float)
     g[-1] *= -1
-    assert probe_accuracy(g, labels, np.arange(44) < 40) == 0.75
+    assert probe(g, labels, np.arange(44) < 40)[1] == 0.75
 
 
 # Neighbors

@@ -3,13 +3,11 @@ something else."""
 
 import re
 
+import cells
 import numpy as np
 import pytest
 
 from experiments import (
-    atlas,
-    audit_your_data,
-    distributional_changes,
     full_finetuning,
     hh_rlhf,
     misalignment,
@@ -102,87 +100,81 @@ def test_hh_rlhf(records):
     assert table["correlation with a"].loc[f"{rates['scaled']:g}", "base"] > 0.99
 
 
-def test_second_llm(records):
-    survey = second_llm.surveyed(records)
+def test_second_llm():
+    """What chapter 9 says of what it computes."""
+    page = cells.executed("09_mistral")
+    records, other, rates, survey = page.records, page.other, page.rates, page.survey
     shared = {what: second_llm.agreement(*survey[what].to_numpy().T) for what in ("apart", "clean")}
     assert len(survey) == 100 and all(low > 0.8 for _, low, _ in shared.values())
     _, low, high = second_llm.agreement(*survey["length"].to_numpy().T)
     assert low < 0 < high
 
-    other = second_llm.second(records)
-    rates = full_finetuning.rates(other, 0.01)
-    worth = second_llm.steps_table(records)["for each 1e-6 of η"].astype(float)
-    first, second = (worth[who.config.model].to_numpy() for who in (records, other))
+    first, second = (
+        page.steps.loc[who.config.model, "per 1e-6 of η"].to_numpy() for who in (records, other)
+    )
     assert second.min() > 4 * first.max()
     assert abs(first[1] / first[0] - 1) < 0.1 and second[1] > 1.5 * second[0]
 
-    behaviors = full_finetuning.MAIN["book"]
-    apart = np.array([other.states(b).geometry.distinguishability for b in behaviors])
+    apart = page.apart
     assert abs(apart[1] / apart[3] - 1) < 0.03
     for name, rate in rates.items():
-        area = full_finetuning.areas(other, 0.01, rate, 1)[:, 0]
+        area = page.losses[rate][:, 1].mean(-1)
         order = np.argsort(-area) if name == "paper" else np.argsort(-area)[[0, 1, 3, 2, 4]]
         assert order.tolist() == np.argsort(apart).tolist() and area.argmin() == 4
 
-    levels = second_llm.priority_table(records)["|P₁ − P₂|"]
+    levels = page.priorities["|P₁ − P₂|"]
     assert levels["(a)"] > 2 * levels["(b)"]
-    pairs = full_finetuning.pairs(other.config)
     for name, rate in rates.items():
-        (a, b) = (full_finetuning.pair_losses(other, pair, rate)[:, 1:] for pair in pairs)
+        a, b = (page.pair_losses[letter, rate][:, 1:] for letter in "ab")
         ratio = np.abs(a[0] - a[1]).mean() / np.abs(b[0] - b[1]).mean()
         assert (1 < ratio < 1.05) if name == "paper" else (1.6 < ratio < 1.75)
         assert (b[0] < b[1]).all(), "the less distinguishable of (b) leads"
 
-    leads = second_llm.lead_table(records)[["lead", "lead, held-out"]].astype(float)
-    assert (leads > 0).all(axis=None)
-    low, high = (leads.xs(b, level="behavior") for b in second_llm.two(records))
-    assert (low.to_numpy() < high.to_numpy() / 4).all()
-    overtaken = {
-        (b == second_llm.two(records)[0], name, what): losses[0][np.isfinite(losses[0])][-1]
-        < losses[1][np.isfinite(losses[1])][-1]
-        for b in second_llm.two(records)
-        for name in rates
-        for what, losses in zip(
-            ("batch", "held out"),
-            misalignment.flipped(other, [b], name, "loss")[0, 0].swapaxes(0, 1),
-            strict=True,
+    for rate in rates.values():
+        low, high = (
+            [page.leads[b, f"{rate:g}"][what] for what in ("lead", "lead, held-out")]
+            for b in page.two
         )
+        assert min(low) > 0 and (np.array(low) < np.array(high) / 4).all()
+    overtaken = {
+        (b == page.two[0], rate, what): np.subtract(
+            *(losses[np.isfinite(losses)][-1] for losses in runs[:2, part])
+        )
+        < 0
+        for (b, rate), runs in page.flipped.items()
+        for part, what in enumerate(("batch", "held out"))
     }
-    assert [k for k, so in overtaken.items() if k[2] == "batch" and not so] == [
-        (False, "scaled", "batch")
-    ]
-    assert [k for k, so in overtaken.items() if k[2] == "held out" and so] == [
-        (True, "scaled", "held out")
-    ]
+    batch, held_out = (
+        {key[:2] for key, so in overtaken.items() if so and key[2] == what}
+        for what in ("batch", "held out")
+    )
+    assert len(batch) == 3 and (False, rates["scaled"]) not in batch
+    assert held_out == {(True, rates["scaled"])}
 
-    for (b, rate), arrays in distributional_changes.trained(
-        other, second_llm.two(records), 0.01
-    ).items():
-        found = distributional_changes.spread(arrays)
-        assert found["q1"][1, 0] > found["q1"][0, 0] and found["q2"][1, 0] < found["q2"][0, 0]
-        assert (found["apart"][1] > 3 * found["apart"][0]).all()
-        below = found["q2"][1, 0] < other.states(b).along[0]
-        assert below or (b == second_llm.two(records)[0] and rate == rates["paper"])
+    for (b, rate), arrays in page.trained.items():
+        apart, variance = (arrays[x].astype(float) for x in ("apart", "covariance"))
+        q1, q2 = variance / apart, variance / apart**2
+        assert q1[1, 0] > q1[0, 0] and q2[1, 0] < q2[0, 0]
+        assert (apart[1] > 3 * apart[0]).all()
+        below = q2[1, 0] < other.states(b).along[0]
+        assert below or (b == page.two[0] and rate == rates["paper"])
 
 
-def test_atlas(records):
+def test_atlas():
     """What chapter 10 says of its tables."""
-    found = atlas.table(records)
-
-    def told(make, what, of):
-        y = atlas.SPEEDS[what](found)
-        return make(found.loc[y.index, of], y)
+    page = cells.executed("10_atlas")
+    found, lengths = page.found, page.lengths[page.drawn]
+    assert len(lengths) == 20 and sorted(lengths)[:2] == [page.steps, 29]
+    assert page.steps == 15 and lengths.iloc[:10].min() == 15, "half as many steps"
 
     def rho(of, what):
-        return told(lambda x, y: second_llm.agreement(x.to_numpy(), y.to_numpy()), what, of)
+        y = page.speed_of(found, what)
+        return second_llm.agreement(found.loc[y.index, of].to_numpy(), y.to_numpy())
 
     def ahead(of, what):
-        apart = found["apart"]
-        return told(
-            lambda x, y: atlas.advantage(x.to_numpy(), apart[y.index].to_numpy(), y.to_numpy()),
-            what,
-            of,
-        )
+        y = page.speed_of(found, what)
+        x = found.loc[y.index, [of, "apart"]]
+        return page.advantage(*x.to_numpy().T, y.to_numpy())
 
     held_out, training = "last layer, all", "last layer, training"
     for best in ("apart", "certified"):
@@ -190,15 +182,18 @@ def test_atlas(records):
     middle, low, high = ahead("certified", held_out)
     assert low < 0 < high and abs(middle) < 0.02
     for worse in ("probe margin", "probe accuracy", "base accuracy", "base gap"):
-        assert ahead(worse, held_out)[2] < 0
+        for what in (held_out, training, "last layer, drawn"):
+            assert ahead(worse, what)[2] < 0
     for little in ("base accuracy", "base gap"):
         assert rho(little, held_out)[0] < 0.4
+
     full = "all parameters, drawn"
-    rhos = {of: rho(of, full) for of in atlas.PREDICTORS}
-    assert max(rhos, key=rhos.get) == "probe margin"
+    rhos = {of: rho(of, full) for of in page.titles}
+    near = [rhos[of][0] for of in ("probe margin", "certified", "apart")]
+    assert max(rhos.values())[0] == max(near) and np.ptp(near) < 0.06
     assert rhos["apart"][1] > 0.2 and rhos["apart"][0] < rho("apart", "last layer, drawn")[0] - 0.1
     assert all(high - low > 0.25 for _, low, high in rhos.values())
-    order = found.loc[atlas.drawn(records)]
+    order = found.loc[page.drawn]
     first, second = (
         second_llm.agreement(half["apart"].to_numpy(), half["all parameters"].to_numpy())[0]
         for half in (order[:10], order[10:])
@@ -208,25 +203,39 @@ def test_atlas(records):
         _, low, high = ahead(other, full)
         assert low <= 0 <= high
 
-    decided = atlas.decided_table(found)
-    assert (decided["proven"] > 0.9).all()
+    first_steps, epoch = (
+        page.same_behaviors[column].map(lambda cell: ranks(cell)[0])
+        for column in page.same_behaviors
+    )
+    assert len(page.full_epoch) == 19 and page.same_behaviors.columns[1] == "29 steps"
+    for more in ("margin", "accuracy"):
+        assert epoch[f"linear probe, {more}"] > first_steps[f"linear probe, {more}"] + 0.05
+    assert abs(epoch["‖b̂‖"] - first_steps["‖b̂‖"]) < 0.05
+    assert epoch["linear probe, margin"] > sorted(epoch)[-2] + 0.1
+    _, low, high = ranks(page.ahead)
+    assert low < 0 < high
+
+    decided = page.shares.astype(float)
+    assert (decided["decided"] > 0.9).all()
     assert (decided["of these as proven"].drop(full) > 0.9).all()
-    assert 0.75 < decided.loc[full, "of these as proven"] < 0.85
+    assert 0.75 < decided.loc[full, "of these as proven"] < 0.8
     assert decided.loc[training, "of these as proven"] > 0.99
     for what in set(decided.index) - {training}:
-        share, all_of_them = decided.loc[what, ["of these as proven", "all as ‖b̂‖ says"]]
+        share, all_of_them = decided.loc[what, ["of these as proven", "all as ‖b̂‖ orders"]]
         assert 0 < share - all_of_them < 0.05
 
-    outside = 0
-    for what in set(atlas.SPEEDS) - {training}:
-        surprise = atlas.surprise(found, what)
-        for reason in atlas.REASONS:
+    outside = set()
+    for what in set(page.atlas.SPEEDS) - {training}:
+        surprise = page.surprise(found, what)
+        for reason in page.reasons:
             x = found.loc[surprise.index, reason].to_numpy()
             _, low, high = second_llm.agreement(x, surprise.to_numpy())
-            outside += not low < 0 < high
-    assert outside == 1
-    largest = atlas.surprise(found, held_out).abs().sort_values().index[-5:]
-    assert (atlas.surprise(found, training)[largest].abs() < 5).all()
+            outside |= set() if low < 0 < high else {(what, reason)}
+    assert outside == {(held_out, "along"), (full, "base accuracy")}
+    x = found.loc[page.surprise(found, full).index, "base accuracy"]
+    assert second_llm.agreement(x.to_numpy(), page.surprise(found, full).to_numpy())[1] > 0
+    largest = page.surprise(found, held_out).abs().sort_values().index[-5:]
+    assert (page.surprise(found, training)[largest].abs() < 5).all()
 
 
 def _changed(before, after, short: int, long: int) -> dict[str, np.ndarray]:
@@ -287,44 +296,44 @@ def ranks(cell: str) -> list[float]:
     return [float(x) for x in re.findall(r"-?\d\.\d+", cell)]
 
 
-def test_audit_of_mixtures(records):
-    found = audit_your_data.mixtures_table(records)
-    order, within = audit_your_data.order_table(found), audit_your_data.within_table(found)
-    assert len(found) == 16
+def test_audit_of_mixtures():
+    page = cells.executed("11_audit_your_data")
+    assert len(page.mixture) == 16
     for growth in ("first step", "last layer"):
-        rho = {name: ranks(cell) for name, cell in order[growth].items()}
+        rho = {name: ranks(cell) for name, cell in page.order[growth].items()}
         best = rho.pop("speed, in the mixture")[0]
         assert best > 0.85 and best > max(other[0] for other in rho.values()) + 0.2
-        right = [int(within[growth][name].split()[0]) / 24 for name in list(within.index)[:2]]
+        right = [int(cell.split()[0]) / 24 for cell in page.within[growth].values()][:2]
         assert 0.7 < right[0] < 0.8 and right[0] == right[1]
-    for growth in audit_your_data.GROWTHS:
+    for growth in page.measured:
         for name in ("base gap", "already right"):
-            _, low, high = ranks(order[growth][name])
+            _, low, high = ranks(page.order[growth][name])
             assert low < 0 < high
-    rho = [ranks(order["all parameters"][name]) for name in list(order.index)[:3]]
+    rho = [ranks(cell) for cell in page.order["all parameters"].values()][:3]
     assert all(0 < low < mean < 0.75 for mean, low, _ in rho)
     assert np.ptp([mean for mean, *_ in rho]) < 0.1
-    assert 0.5 < int(within["all parameters"]["speed, in the mixture"].split()[0]) / 24 < 0.65
+    right = page.within["all parameters"]["speed, in the mixture"].split()
+    assert right[2] == "24" and 0.5 < int(right[0]) / 24 < 0.65
 
 
-def test_audit_of_wrong_labels(records):
-    table = audit_your_data.noise_table(records)
+def test_audit_of_wrong_labels():
+    table = cells.executed("11_audit_your_data").wrong_labels
     assert table["told apart"].min() > 0.8 and (table["told apart"] > 0.9).sum() == 3
     assert table["by others"].between(0.6, 0.7).all() and table["of the worst"].min() > 0.5
     assert table["against before"].between(0.1, 0.25).all()
 
 
 def test_audit_of_dialogues(records):
-    kinds = audit_your_data.dialogues_table(records)
+    page = cells.executed("11_audit_your_data")
+    kinds = page.groups
     assert (kinds["speed"] > 0).all()
     assert (kinds["speed"] < 2 * kinds["its error"]).sum() == 2
     grown = kinds["grown"] / kinds["± grown"]
     assert grown["chosen is shorter"] > 3 and grown["chosen is longer"] < -3
-    rho = audit_your_data.pairs_table(audit_your_data.predicted(records))["growth of the gap"]
-    mean, low, _ = ranks(rho["speed"])
+    mean, low, _ = ranks(page.by_pair["speed"])
     assert 0 < low < mean < 0.4
-    assert ranks(rho["tokens, chosen less rejected"])[0] < -0.8
-    assert ranks(rho["base gap"])[0] > 0.8
+    assert ranks(page.by_pair["tokens, chosen less rejected"])[0] < -0.8
+    assert ranks(page.by_pair["base gap"])[0] > 0.8
     rate = hh_rlhf.rates(records)["scaled"]
     before, after = hh_rlhf.aligned_run(records, rate, 0).arrays["each"].mean(1)
     assert (after < before).all(), "both responses have become less likely"

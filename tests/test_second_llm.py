@@ -1,8 +1,10 @@
-"""Chapter 9: its runs are the second model's; its measures on arrays made up to fit."""
+"""Chapter 9: its runs use the second model; its measures, on arrays made for the test."""
 
 from types import SimpleNamespace
 
+import cells
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -144,9 +146,10 @@ def test_rates_and_pairs_are_the_second_models(monkeypatch):
 
 def test_the_survey_by_hand(records):
     other = second_llm.second(records)
-    table = second_llm.surveyed(records)
-    assert list(table.index) == data.behaviors("sample") and BEHAVIOR in table.index
-    for name in ("tiny-llama", "tiny-mistral"):
+    for name, who in (("tiny-llama", records), ("tiny-mistral", other)):
+        arrays = second_llm.survey_run(who).arrays
+        table = pd.DataFrame(arrays).set_index("behaviors").astype(float)
+        assert list(table.index) == data.behaviors("sample") and BEHAVIOR in table.index
         behavior = data.load_behavior(BEHAVIOR)
         rows = data.split(len(behavior.labels))[0][: second_llm.SURVEYED]
         model = lm.load(name, "cpu")
@@ -154,17 +157,17 @@ def test_the_survey_by_hand(records):
         labels = behavior.labels[rows]
         sides = [g[labels == side] for side in (1, -1)]
         apart = np.linalg.norm(sides[0].mean(0) - sides[1].mean(0))
-        assert table.loc[BEHAVIOR, ("apart", name)] == pytest.approx(apart, rel=1e-5)
+        assert table.loc[BEHAVIOR, "apart"] == pytest.approx(apart, rel=1e-5)
         extra = sum(np.trace(np.cov(side.T)) / len(side) for side in sides)
-        clean = np.sqrt(max(0, apart**2 - extra))
-        assert table.loc[BEHAVIOR, ("clean", name)] == pytest.approx(clean, rel=1e-3)
+        assert table.loc[BEHAVIOR, "noise"] == pytest.approx(extra, rel=1e-5)
         length = np.linalg.norm(g, axis=1).mean()
-        assert table.loc[BEHAVIOR, ("relative", name)] == pytest.approx(apart / length, rel=1e-5)
+        assert table.loc[BEHAVIOR, "length"] == pytest.approx(length, rel=1e-5)
     again = second_llm.survey_run(second_llm.second(RunStore(records.config, records.root)))
     assert again.info == second_llm.survey_run(other).info, "replayed"
 
 
-def test_the_noise_of_two_means():
+@pytest.mark.parametrize("noise", [second_llm.noise, cells.functions("09_mistral").noise])
+def test_the_noise_of_two_means(noise):
     """On average over draws, what it adds to the squared distance, sides of different size."""
     rng = np.random.default_rng(0)
     b, labels = np.array([1.0, 0, 0]), np.repeat([1, -1], [12, 20])
@@ -173,7 +176,7 @@ def test_the_noise_of_two_means():
     for _ in range(4000):
         g = (labels[:, None] > 0) * b + scale * rng.standard_normal((32, 3))
         difference = g[labels > 0].mean(0) - g[labels < 0].mean(0)
-        found.append((difference @ difference - b @ b, second_llm.noise(g, labels)))
+        found.append((difference @ difference - b @ b, noise(g, labels)))
     extra = 12 / 12 + 10.25 / 20
     assert np.mean(found, 0) == pytest.approx([extra, extra], rel=0.06)
 
@@ -194,13 +197,14 @@ def test_agreement_is_scipys_rank_correlation(m):
     assert second_llm.agreement(one, -one) == pytest.approx((-1, -1, -1))
 
 
-def test_close_losses():
+@pytest.mark.parametrize("close", [second_llm.close, cells.functions("09_mistral").close])
+def test_close_losses(close):
     """The slower has fallen by 0.1 to 0.4, the faster by 0.3; a loss that rose is not close."""
     faster = np.log(2) - np.array([0, 0.3, 0.3, 0.3, 0.3, 0.3])
     slower = np.log(2) - np.array([0, 0.1, 0.2, 0.4, 0.7, -0.1])
     want = [False, True, True, False, False]
-    assert second_llm.close(np.stack([faster, slower])).tolist() == want
-    assert second_llm.close(np.stack([slower, faster])).tolist() == want
+    assert close(np.stack([faster, slower])).tolist() == want
+    assert close(np.stack([slower, faster])).tolist() == want
 
 
 def test_the_pair_is_judged_at_the_worse_rate(monkeypatch):
@@ -219,42 +223,6 @@ def test_the_pair_is_judged_at_the_worse_rate(monkeypatch):
     assert second_llm.pair_close(other, "") == 0
     losses = np.log(2) * np.exp(-np.outer((0.2, 0.15), t))
     assert second_llm.close(losses).all(), "at the other rate they are close throughout"
-
-
-def test_the_table_of_leads(monkeypatch):
-    """The two arms are compared over the steps at which each was measured."""
-    t = np.arange(4)
-
-    def run(records, behavior, rate, seed):
-        assert records.config.model == "gemma-3-270m" and seed == 0
-        arms = np.exp(-np.outer((0.1, 0.3, 0.0), t))
-        loss = np.stack([arms, arms / 2], 1)
-        loss[:, 0, -1] = np.nan
-        return SimpleNamespace(arrays={"loss": loss})
-
-    monkeypatch.setattr(misalignment, "flipped_run", run)
-    monkeypatch.setattr(full, "factor", lambda _: 10.0)
-    table = second_llm.lead_table(BOOK)
-    assert list(table.index) == [(b, r) for r in ("1e-06", "1e-05") for b in second_llm.two(BOOK)]
-    base, aligned = np.exp(-0.1 * t), np.exp(-0.3 * t)
-    row = table.iloc[0]
-    assert row["from base"] == pytest.approx(base[:3].mean())
-    assert row["lead"] == pytest.approx((base - aligned)[:3].mean())
-    assert row["lead, held-out"] == pytest.approx((base - aligned).mean() / 2)
-
-
-def test_priorities_of_the_pairs(records):
-    """(5) by hand from the outlines, and the formula of the page."""
-    other = second_llm.second(records)
-    table = second_llm.priority_table(records)
-    for letter, pair in zip("ab", shared.pairs(other.config), strict=True):
-        one, two = (other.states(behavior).b for behavior in pair)
-        mean, longest = (one + two) / 2, max(np.linalg.norm(one), np.linalg.norm(two))
-        row = table.loc[f"({letter})"]
-        for name, b in (("P₁", one), ("P₂", two)):
-            assert row[name] == pytest.approx(b @ mean / np.linalg.norm(mean) / longest)
-        gap = abs(one @ one - two @ two) / np.linalg.norm(one + two) / longest
-        assert row["|P₁ − P₂|"] == pytest.approx(gap)
 
 
 def test_the_second_models_claims_wait_for_its_runs(tmp_path, monkeypatch):
@@ -284,12 +252,45 @@ def test_random_weights_are_not_judged(records):
     assert claims.judge(ORDER, records).verdict.startswith("not run")
 
 
-def test_what_the_paper_tier_needs():
+@pytest.fixture(scope="module")
+def page():
+    """What the page computes from the recorded runs."""
+    return cells.executed("09_mistral")
+
+
+@pytest.mark.slow
+def test_a_lead_counts_the_steps_at_which_both_were_measured(page):
+    """By hand from the recorded losses."""
+    assert list(page.leads) == [(b, r) for r in ("1e-06", "3e-06") for b in second_llm.two(BOOK)]
+    for (behavior, rate), row in page.leads.items():
+        run = misalignment.flipped_run(page.other, behavior, float(rate), 0)
+        base, aligned, _ = run.arrays["loss"].astype(float)
+        both = np.isfinite(base[0]) & np.isfinite(aligned[0])
+        assert not both.all(), "the last step has no batch"
+        assert row["from base"] == pytest.approx(base[0, both].mean(), rel=1e-5)
+        assert row["lead"] == pytest.approx((base - aligned)[0, both].mean(), rel=1e-3)
+        held_out = (base - aligned)[1]
+        assert row["lead, held-out"] == pytest.approx(np.nanmean(held_out), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_priorities_of_the_pairs(page):
+    """(5) by hand from the outlines."""
+    for letter, pair in zip("ab", shared.pairs(page.other.config), strict=True):
+        one, two = (page.other.states(behavior).b for behavior in pair)
+        mean, longest = (one + two) / 2, max(np.linalg.norm(one), np.linalg.norm(two))
+        row = page.priorities.loc[f"({letter})"]
+        for name, b in (("P₁", one), ("P₂", two)):
+            assert row[name] == pytest.approx(b @ mean / np.linalg.norm(mean) / longest)
+        assert row["|P₁ − P₂|"] == pytest.approx(abs(row["P₁"] - row["P₂"]))
+
+
+@pytest.mark.slow
+def test_what_the_paper_tier_needs(page):
     """Against counts by hand: Mistral-7B has 7.24 B weights, 6.98 B of them in its layers."""
-    table = second_llm.needs_table()
-    one, pair, flipped = table["GB"]
+    one, pair, flipped = page.needs["GB"] / 1e9
     assert 16 * 7.2417 < one < 16 * 7.2417 + 2 * 6.98 + 10 and one == pair
     assert flipped - one == pytest.approx(2 * 4 * 7.2417, rel=1e-3)
     tokens = 29 * 683, 30 * (11 + 21 * 100)
-    want = 7 * 6.9796e9 * (6 * tokens[0] + 2 * tokens[1]) / 1e15
-    assert table["10¹⁵ operations"].iloc[0] == pytest.approx(want, rel=1e-3)
+    want = 7 * 6.9796e9 * (6 * tokens[0] + 2 * tokens[1])
+    assert page.needs["10¹⁵ operations"].iloc[0] == pytest.approx(want, rel=1e-3)

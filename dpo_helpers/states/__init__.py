@@ -2,5 +2,5 @@
 
 from .attention import forward, tree_attention
 from .extract import hidden_states
-from .statistics import Geometry, geometry, knn_label_agreement, probe_accuracy, umap_2d
+from .statistics import Geometry, geometry, knn_label_agreement, probe, umap_2d
 from .token_trie import BLOCK, TokenTrie, attention_blocks, build_trie, pack, shared_length

@@ -73,17 +73,21 @@ def umap_2d(g: np.ndarray, seed: int = 0) -> np.ndarray:
     return umap.UMAP(random_state=seed, n_jobs=1).fit_transform(g).astype(np.float32)
 
 
-def probe_accuracy(g: np.ndarray, labels: np.ndarray, train: np.ndarray) -> float:
-    """Accuracy of a linear probe on the statements that ``train`` (n,) bool leaves out.
+def probe(g: np.ndarray, labels: np.ndarray, train: np.ndarray) -> tuple[float, float]:
+    """Mean margin and accuracy of a linear probe on held-out statements.
 
-    The probe is logistic regression on standardized states, with scikit-learn's default penalty.
+    The probe is logistic regression on standardized states ``g`` (n, d), with scikit-learn's
+    default penalty, fitted where ``train`` (n,) is True. A margin is the signed distance from its
+    boundary; it is positive where the probe predicts the label of ±1.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return float(probe.fit(g[train], labels[train]).score(g[~train], labels[~train]))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    model.fit(g[train], labels[train])
+    margin = labels[~train] * model.decision_function(g[~train])
+    return float(margin.mean() / np.linalg.norm(model[-1].coef_)), float((margin > 0).mean())
 
 
 def knn_label_agreement(g: np.ndarray, labels: np.ndarray, neighbors: int = 10) -> float:
