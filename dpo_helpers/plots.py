@@ -1,13 +1,19 @@
-"""Figures: one look and one colour a behavior through the whole book."""
+"""Figures: one style and one color a behavior through the whole book."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 
-# The five of the paper and of the sample, dark to light: told apart by lightness too, in grey print
-# and by the colour-blind. Then the other behaviors of the figures.
+STYLE = Path(__file__).with_name("book.mplstyle")
+
+# The five behaviors of the paper and of the sample run from dark to light, so that they differ in
+# gray print and to color-blind readers. The other behaviors of the figures follow.
 _COLORS = {
     "subscribes-to-average-utilitarianism": "#3b0f70",
     "okay-with-building-an-AI-with-different-goals-to-accomplish-its-task": "#3a5aa8",
@@ -32,22 +38,23 @@ _COLORS = {
     "keeps-promises": "#e377c2",
 }
 _OTHER = "#6b6b6b"
-_STYLE = {
-    "figure.dpi": 120,
-    "savefig.dpi": 160,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "figure.constrained_layout.use": True,
-}
 YES, NO = "#1b7837", "#8c8c8c"
-_PALE = {YES: "#a9d9b4", NO: "#d9d9d9"}
+
+
+def use_style() -> None:
+    """Apply the book's style sheet; in a notebook, figures become SVG, the same bytes each time."""
+    plt.style.use(STYLE)
+    try:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("svg", metadata={"Date": None})
 
 
 def color(behavior: str) -> str:
-    """The colour of a behavior, the same in every figure."""
+    """The color of a behavior, the same in every figure; gray for a behavior without one."""
     return _COLORS.get(behavior, _OTHER)
 
 
@@ -57,12 +64,34 @@ def short(behavior: str, width: int = 48) -> str:
     return words if len(words) <= width else words[: width - 1].rstrip() + "…"
 
 
+def band(ax: Axes, x: np.ndarray, values: np.ndarray, **style) -> Line2D:
+    """Draw the median over the last axis (seeds) with a 5–95 % band.
+
+    ``x`` (points,) and ``values`` (points, seeds); ``style`` goes to ``ax.plot``. Returns the line.
+    """
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=-1)
+    (line,) = ax.plot(x, middle, **style)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, lw=0)
+    return line
+
+
+def legend_below(fig: Figure, ax: Axes, ncols: int = 2) -> Legend:
+    """Draw one legend under all panels, with the labeled artists of ``ax``."""
+    handles, labels = ax.get_legend_handles_labels()
+    return fig.legend(handles, labels, loc="outside lower center", ncols=ncols)
+
+
+# To be deleted when no chapter calls them: curves, lines, planes, bars, matrices.
+
+_PALE = {YES: "#a9d9b4", NO: "#d9d9d9"}
+
+
 def curves(panels: Mapping[str, np.ndarray], behaviors: Sequence[str]) -> Figure:
     """One panel a quantity, one line a behavior: the median over seeds, with a 5–95 % band.
 
     ``panels`` maps the y label to (behaviors, steps, seeds).
     """
-    with plt.rc_context(_STYLE):
+    with plt.style.context(STYLE):
         fig, axes = plt.subplots(
             1, len(panels), figsize=(4.4 * len(panels) + 0.6, 3.6), squeeze=False
         )
@@ -106,7 +135,7 @@ def lines(
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(names)))
     colors = dict(zip(names, shades, strict=True)) | dict(colors or {})
-    with plt.rc_context(_STYLE):
+    with plt.style.context(STYLE):
         width = min(ncols, len(panels))
         rows = -(-len(panels) // width)
         size = (4.2 * width + 0.8, 3.5 if rows == 1 else 3 * rows + 0.5)
@@ -140,7 +169,7 @@ def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], ncols: int = 5) 
     labels (n,). Coordinates (2, n, 2) are those before and after training, in one panel: before
     is pale. A row has up to ``across`` panels.
     """
-    with plt.rc_context(_STYLE | {"axes.grid": False}):
+    with plt.style.context([STYLE, {"axes.grid": False}]):
         width = min(ncols, len(panels))
         rows = -(-len(panels) // width)
         inches = min(3.4, 10.2 / width)
@@ -169,7 +198,7 @@ def planes(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], ncols: int = 5) 
 
 def bars(groups: Mapping[str, Sequence[float]], behaviors: Sequence[str], ylabel: str) -> Figure:
     """Grouped bars: one cluster a behavior, one shade a group."""
-    with plt.rc_context(_STYLE):
+    with plt.style.context(STYLE):
         fig, ax = plt.subplots(figsize=(7.2, 3.4))
         width = 0.8 / len(groups)
         shades = np.linspace(0.35, 1, len(groups))
@@ -202,7 +231,7 @@ def matrices(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
     ``panels`` maps the label to (names, names); NaN stays blank. Columns carry the rows' numbers.
     """
     numbered = [f"{short(name, 30)} {i}" for i, name in enumerate(names, 1)]
-    with plt.rc_context(_STYLE | {"axes.grid": False}):
+    with plt.style.context([STYLE, {"axes.grid": False}]):
         height = 0.28 * len(names) + 0.7
         fig, axes = plt.subplots(len(panels), 1, figsize=(7.2, height * len(panels)), squeeze=False)
         for ax, (label, values) in zip(axes[:, 0], panels.items(), strict=True):
