@@ -10,9 +10,11 @@ import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from dpo_helpers import data, lm
+from dpo_helpers import data, finetune, lm
+from dpo_helpers.finetune import trainer
 from experiments import full_finetuning as full
 from experiments.shared import PAIRS
+from experiments.training import first_step, train_in_cache
 from ledger.config import FIVE, configure
 from ledger.store import RunStore, States
 from workflow.claims import Claim, judge
@@ -98,7 +100,7 @@ def test_a_killed_run_is_taken_up_again(records, monkeypatch, tmp_path):
         full.trained_run(records, [BEHAVIOR], 1.0, 1e-3, 0)
     monkeypatch.undo()
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(full.finetune._Run, "_gradient", killed)  # nothing is left to train
+    monkeypatch.setattr(trainer._Run, "_gradient", killed)  # nothing is left to train
     found = full.trained_run(records, [BEHAVIOR], 1.0, 1e-3, 0).arrays
     for name in whole:
         assert np.array_equal(found[name], whole[name], equal_nan=True), name
@@ -128,6 +130,33 @@ def test_the_first_step_by_autograd(records):
     assert found["head"][at] == pytest.approx(head, rel=0.02)
     assert found["loss"].shape == (len(known), 2)
     assert found["loss"][:, 0] == pytest.approx(np.full(len(known), np.log(2)))
+
+
+@pytest.mark.parametrize(("beta", "tokens"), [(0.01, 4096), (1.0, 256)])
+def test_the_first_step_is_that_of_training_to_the_last_bit(beta, tokens, monkeypatch):
+    """Also where the gradient is summed over several trees."""
+    plain = finetune.Settings
+    monkeypatch.setattr("experiments.training.Settings", lambda: plain(max_tree_tokens=tokens))
+    behavior = data.load_behavior(BEHAVIOR)
+
+    def fresh():
+        model = lm.load("tiny-llama", "cpu")
+        return model, lm.pairs_from_behaviors(model, [behavior]).split()[0]
+
+    model, learned = fresh()
+    settings = plain(beta=beta, learning_rate=1e-3, batch_size=len(learned), max_tree_tokens=tokens)
+    curves = train_in_cache(model, learned, settings, held_out=learned, progress=False)
+    assert first_step(*fresh(), beta, 1e-3) == (curves.grad_norm[0], curves.loss[0, 1, 1])
+
+
+def test_where_a_rate_is_given_the_rule_is_not_trained(monkeypatch):
+    asked = []
+    monkeypatch.setattr(full, "calibration_runs", asked.append)
+    given = RunStore(configure({"full_learning_rate": 2e-5}))
+    full.RUNS[0](given)
+    assert not asked
+    full.RUNS[0](BOOK)
+    assert asked == [BOOK]
 
 
 # Measures, on losses made up to fit
@@ -218,9 +247,6 @@ def test_pairs(monkeypatch):
     assert full.pair_gaps(BOOK, "") == pytest.approx(2)
     Made(monkeypatch, losses, distances=(2.0, 1.0))
     assert full.pair_lead(BOOK, "") == 0
-    table = full.pair_table(BOOK)
-    assert list(table["pair"]) == ["(a)", "(a)", "(b)", "(b)"]
-    assert list(table["mean |L₁ − L₂|"]) == ["0.0750", "0.0750", "0.0375", "0.0375"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +269,6 @@ def test_the_rule_takes_the_first_factor_that_meets_it(monkeypatch, ends, factor
     assert full.factor(BOOK) == factor
     assert full.rates(BOOK, 0.01) == pytest.approx({"paper": 1e-5, "scaled": factor * 1e-5})
     assert full.rates(BOOK, 1.0) == pytest.approx({"paper": 1e-6, "scaled": factor * 1e-6})
-    assert len(full.calibration_table(BOOK)) == tried
     given = RunStore(configure({"full_learning_rate": 2e-5}))
     made.asked.clear()
     assert full.rates(given, 0.1) == {"given": 2e-5} and not made.asked
@@ -258,14 +283,6 @@ def test_what_a_sweep_shows(monkeypatch):
     assert found[f"held-out loss, {FIVE[1]}, scaled rate"] == pytest.approx(
         np.exp(-0.1 * np.arange(5))
     )
-
-
-def test_growth_of_the_gap_at_one_rate(monkeypatch):
-    Made(monkeypatch, lambda behaviors, beta, *_: beta * falling(0.1), factor=3.0)
-    growth = full.gap_growth(BOOK)
-    assert list(growth) == [f"β = {b:g}, η = 1e-05" for b in (0.001, 0.01, 0.1)]
-    expected = 1 - np.exp(-0.4)
-    assert growth.to_numpy() == pytest.approx(np.tile([0.001, 0.01, 0.1], (5, 1)) * expected)
 
 
 def test_a_claim_on_a_pattern_of_runs_waits_for_one(records):
