@@ -29,7 +29,13 @@ NOISE = 0.1
 # Dialogues by the tokens of the chosen response over those of the rejected one: below 4/5, to 5/4.
 KINDS = ("chosen is shorter", "about as long", "chosen is longer")
 # The fields of ``Audit`` that records have under another name.
-_RECORDED = {"squared_norm": "own", "duplicate_of": "twins", "contradicted_by": "turned"}
+_RECORDED = {
+    "stratum_gram": "between",
+    "pair_stratum": "pull",
+    "squared_norm": "own",
+    "duplicate_of": "twins",
+    "contradicted_by": "turned",
+}
 
 
 def by_length(pairs: Pairs) -> Pairs:
