@@ -1,4 +1,4 @@
-"""One figure of many behaviors to search and sort, in HTML that needs nothing else."""
+"""A table and scatter plot of many behaviors to search and sort, in self-contained HTML."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ def browse(
     axes: Sequence[str],
     colors: Mapping[str, str] | None = None,
 ) -> HTML:
-    """A table of numbers, a row a name of the index, and a scatter of two of its columns.
+    """The table ``rows``, with names as its index, and a scatter plot of two of its columns.
 
-    ``axes`` are the columns shown first to the right and upwards; ``colors`` the colours of some
-    rows; ``name`` the element's id. NaN stays blank. Without scripts the table alone is there.
+    ``axes`` are the columns shown first, on the x and the y axis; ``colors`` maps names to colors;
+    ``name`` is the element's id. NaN is blank. Without JavaScript only the table is shown.
     """
     columns = [str(column) for column in rows.columns]
     head = "".join(

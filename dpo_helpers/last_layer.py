@@ -1,9 +1,8 @@
-"""DPO of the unembedding layer alone: the exact dynamics of its two rows (§3, §4, eq. 7).
+"""DPO of the last layer: the exact dynamics of the unembedding's two rows (§3, §4, eq. 7).
 
-For one-token responses over one prompt the softmax normaliser cancels, and the
-margin of statement i is m_i = 2β a_i·δ with a_i = s_i g(x_i), where δ is the
-change of the row W_U[Yes]; the row W_U[No] changes by −δ and no other row
-changes at all. So a training step on V × d weights is one on d numbers, and
+For one-token responses the softmax normalizer cancels. The margin of statement i is m_i = 2β a_i·δ
+with a_i = s_i g(x_i), where δ is the change of the row W_U[Yes]. The row W_U[No] changes by −δ, and
+no other row changes. So a training step on V × d weights is a step on d numbers, and
 ‖W_U(t) − W_U(0)‖ = √2 ‖δ‖ in both the operator and the Frobenius norm.
 """
 
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Problem:
-    """Statements to learn: one behavior, or a mixture of several.
+    """The n statements of one behavior, or of a mixture of several.
 
     g        (n, d) hidden states
     labels   (n,) ±1, +1 where Yes is preferred
-    train    (n,) bool: trained on; the others are held out
+    train    (n,) bool: True for training statements, False for held-out ones
     group    (n,) int from 0: the behavior of a mixture, for measuring only
     """
 
@@ -45,8 +44,8 @@ def gradient_descent(
 ) -> np.ndarray:
     """Gradient descent on all statements: δ_{t+1} = δ_t + ηβ Σ_i w_i σ(−2β a_i·δ_t) a_i, δ_0 = 0.
 
-    ``a`` (…, n, d) holds s_i g_i. The weights are 1/n, or what ``weights`` makes before each step of
-    the σ(−2β a_i·δ_t) (…, n). Returns δ_t for t = 0 … steps: (steps + 1, …, d), float64.
+    ``a`` (…, n, d) holds s_i g_i. The weights w are 1/n, or ``weights`` of the sigmoids (…, n) of
+    each step. Returns δ_t for t = 0 … steps: (steps + 1, …, d), float64.
     """
     import torch
 
@@ -69,10 +68,10 @@ def _descend(
     steps: int,
     seeds: int,
 ) -> "torch.Tensor":
-    """The recursion of this module: δ_{t+1} = δ_t + batchᵀ · pull(σ(−2β batch · δ_t)).
+    """The recursion δ_{t+1} = δ_t + batchᵀ · pull(σ(−2β batch · δ_t)).
 
-    ``batch`` gives the rows of ``a`` (…, n, d) that step t reads, (…, m, d), and ``pull`` makes of
-    their sigmoids (…, m, seeds) what each adds. Returns δ_t (steps + 1, …, d, seeds).
+    ``batch`` returns the rows (…, m, d) of ``a`` (…, n, d) for step t, and ``pull`` the coefficient
+    of each row, given t and the sigmoids (…, m, seeds). Returns δ_t (steps + 1, …, d, seeds).
     """
     import torch
 
@@ -96,23 +95,21 @@ def train(
     seeds: int = 1,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Train every problem with every seed at once, in float64.
+    """Train on every problem with every seed at once, in float64.
 
-    ``boundary`` (d,) is W_B = W_U[Yes] − W_U[No] before training. Each step
-    draws ``batch_size`` training statements anew, without repetition
-    ("uniform", or "balanced": half of them from each side), or takes them all
-    ("full"). Problems must have equal d and equal numbers of groups.
+    ``boundary`` (d,) is W_B = W_U[Yes] − W_U[No] before training. Each step draws ``batch_size``
+    training statements without replacement (``sampling`` "uniform", or "balanced", half from each
+    side), or takes all of them ("full"). Problems must have the same d and number of groups.
 
-    Returns arrays over problems k, groups q, sets (0 train, 1 held out), steps
-    t = 0 … steps, and seeds s:
+    Returns arrays over problems k, groups q, train and held out, steps t = 0 … steps, and seeds s:
       loss, margin   (k, q, 2, t, s)  mean −log σ(m) and mean m
       accuracy       (k, q, 2, t, s)  share answered as preferred by W_B + 2δ
       distance       (k, t, s)        ‖W_U(t) − W_U(0)‖
       delta          (k, d, s)        δ after the last step
-    A held-out set without statements measures NaN.
+    Without held-out statements, their measures are NaN.
 
-    Raises InputError if there is nothing to draw from, ValueError for problems
-    of different numbers of groups.
+    Raises InputError if a side has no training statements, and ValueError if the numbers of groups
+    differ.
     """
     import torch
 
@@ -130,8 +127,7 @@ def train(
             batches[:, k, :n, s] = draws(problem, len(batches), batch_size, sampling, s)
     a, weights = torch.from_numpy(signed).to(**to), torch.from_numpy(batches).to(**to)
     index = None
-    # Few seeds draw few of the rows: a step then reads only these.
-    drawn = (batches > 0).any(-1)
+    drawn = (batches > 0).any(-1)  # by any seed; if these are few, a step reads only them
     most = drawn.sum(-1).max()
     if most < rows / 2:
         pick = np.argsort(~drawn, axis=-1, kind="stable")[..., :most]
@@ -188,7 +184,7 @@ def _measure(
 
 
 def draws(problem: Problem, steps: int, size: int, sampling: str, seed: int) -> np.ndarray:
-    """(steps, n) weights of each step's minibatch mean."""
+    """The weights (steps, n) of the statements in each step's mean. Errors as ``train``."""
     weights = np.zeros((steps, len(problem.labels)))
     sides = [np.flatnonzero(problem.train)]
     if sampling == "balanced":

@@ -1,7 +1,8 @@
 """Mixtures of behaviors: priority levels (5), the first step (A.3), and weights that balance it.
 
-The first step on groups of weights w_j moves W_U[Yes] along b̄ = Σ w_j b_j, so the mean logit
-difference of group a rises in proportion to b_a·b̄ = (Kw)_a, K_ab = b_a·b_b.
+The first step on groups with weights w_j moves W_U[Yes] along b̄ = Σ w_j b_j. So the mean logit
+difference of group a increases in proportion to b_a·b̄ = (Kw)_a, where K_ab = b_a·b_b. ``group``
+(n,) numbers the groups, which are behaviors, from 0 to m − 1.
 """
 
 from collections.abc import Callable
@@ -17,39 +18,47 @@ from .last_layer import gradient_descent
 def signed_means(
     g: np.ndarray, labels: np.ndarray, group: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """b̂_j = (2/n_j) Σ_{i∈j} s_i g_i of each behavior j of a mixture (m, d), and n_j (m,).
+    """b̂_j = (2/n_j) Σ_{i∈j} s_i g_i of each behavior j, (m, d), and n_j, (m,).
 
-    With balanced classes b̂_j is the difference of means μ̂₊ʲ − μ̂₋ʲ of the paper.
-    ``group`` (n,) numbers the behaviors from 0. Raises InputError for a number without statements.
+    With balanced classes, b̂_j is the paper's difference of means μ̂₊ʲ − μ̂₋ʲ.
+    Raises InputError for a behavior without statements.
     """
     sizes = np.bincount(group)
     if not sizes.all():
-        raise InputError(f"behavior {int(np.argmin(sizes))} of the mixture has no statements")
+        number = int(np.argmin(sizes))
+        raise InputError(f"behavior {number} of the mixture has no statements; number them anew")
     member = group == np.arange(len(sizes))[:, None]
     return 2 * (member * labels / sizes[:, None]) @ g, sizes
 
 
 def mean_differences(g: np.ndarray, labels: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """b_j = μ̂₊ʲ − μ̂₋ʲ of each behavior j of a mixture (m, d), of which (5) speaks.
+    """b_j = μ̂₊ʲ − μ̂₋ʲ of each behavior j, (m, d), as in eq. (5).
 
-    For balanced classes the same as ``signed_means``; otherwise without its share of the common mean.
-    Raises InputError for a behavior without statements of both sides.
+    Equal to ``signed_means`` for balanced classes. Otherwise those contain a share of the common
+    mean. Raises InputError for a behavior with statements of one side only.
     """
+    yes, no = _class_means(labels, group)
+    return (yes - no) @ g
+
+
+def _class_means(labels: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights (m, n) of the means of each behavior's two classes, + and −."""
     number = np.arange(group.max() + 1)[:, None]
-    sides = [((group == number) & (labels == side)).astype(float) for side in (1, -1)]
-    counts = [side.sum(1, keepdims=True) for side in sides]
+    members = [((group == number) & (labels == side)).astype(float) for side in (1, -1)]
+    counts = [member.sum(1, keepdims=True) for member in members]
     for count in counts:
         if not count.all():
             raise InputError(
-                f"behavior {int(np.argmin(count))} of the mixture has statements of one side only"
+                f"behavior {int(np.argmin(count))} of the mixture has statements of one side only; "
+                "leave it out"
             )
-    return (sides[0] / counts[0] - sides[1] / counts[1]) @ g
+    return members[0] / counts[0], members[1] / counts[1]
 
 
 def priority_levels(b: np.ndarray) -> np.ndarray:
-    """P_j = b̄·b_j/(‖b̄‖ max_i ‖b_i‖), eq. (5), of the rows of ``b`` (m, d), equally large behaviors.
+    """P_j = b̄·b_j/(‖b̄‖ max_i ‖b_i‖), eq. (5), for the rows b_j of ``b`` (m, d) and their mean b̄.
 
-    Raises InputError where b̄ = 0, for which (5) is undefined.
+    Raises InputError if b̄ = 0, where (5) is undefined.
     """
     mean = b.mean(0)
     length = np.linalg.norm(mean)
@@ -59,21 +68,17 @@ def priority_levels(b: np.ndarray) -> np.ndarray:
 
 
 def logit_gains(b: np.ndarray, sizes: np.ndarray, learning_rate: float, beta: float) -> np.ndarray:
-    """(22): the average rise of each behavior's logit difference at the first step, (βη/4) b̄·b_j.
+    """(22): each behavior's mean gain in logit difference at the first step, (βη/4) b̄·b_j, (m,).
 
-    b̄ = Σ (n_j/N) b_j, whatever the sizes. ((24) as printed, β²η/4, is the rise of the margins.)
+    b̄ = Σ (n_j/N) b_j with the sizes n_j. The printed (24), with β²η/4, is the gain in margin.
     """
     return beta * learning_rate / 4 * b @ (sizes @ b / sizes.sum())
 
 
 def first_loss_decrease(
-    g: np.ndarray,
-    labels: np.ndarray,
-    group: np.ndarray,
-    learning_rate: float,
-    beta: float,
+    g: np.ndarray, labels: np.ndarray, group: np.ndarray, learning_rate: float, beta: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """log 2 − L_j after one step on the mixture, (m,) each: lower bound, value, upper bound.
+    """log 2 − L_j after one step on the mixture: lower bound, exact value, upper bound, (m,) each.
 
     (β²η/8) b̄·b_j − (β²/2) mean_j (g·δ₁)² ≤ log 2 − L_j(1) ≤ (β²η/8) b̄·b_j.
     """
@@ -89,7 +94,7 @@ def first_loss_decrease(
 def loss_decreases(
     path: np.ndarray, g: np.ndarray, labels: np.ndarray, group: np.ndarray, beta: float
 ) -> np.ndarray:
-    """log 2 − L_j of each behavior of a mixture along a ``path`` of δ (steps, d): (m, steps)."""
+    """log 2 − L_j of each behavior along a ``path`` of δ (steps, d): (m, steps)."""
     margins = 2 * beta * labels[:, None] * (g @ path.T)
     return np.stack(
         [theory.loss_decrease(margins[group == j]).mean(0) for j in range(group.max() + 1)]
@@ -97,15 +102,15 @@ def loss_decreases(
 
 
 def max_min_weights(gram: np.ndarray, wanted: np.ndarray | None = None) -> np.ndarray:
-    """w (m,) ≥ 0, Σ w = 1, that does most for the group which it does least for.
+    """The weights w (m,) ≥ 0, Σ w = 1, that maximize the smallest gain (Kw)_a of any group.
 
-    ``gram`` (m, m) is K, ``wanted`` (m,) > 0 how much each group is to improve, relative to the
-    others, all alike if None. A linear programme: the largest t for which some v ≥ 0, Σ v = 1, has
-    Σ_b K_ab v_b/(r_a r_b) ≥ t for all a; then w ∝ v/r. Where (Kw)_a ∝ r_a can be had, this is it
-    (the theorem of the chapter on the remedy).
+    ``gram`` (m, m) is K. ``wanted`` (m,) > 0 is r, the gains wanted relative to each other, all
+    equal if None. A linear program: the largest t such that some v ≥ 0 with Σ v = 1 has
+    Σ_b K_ab v_b/(r_a r_b) ≥ t for all a; then w ∝ v/r. If any weights reach (Kw)_a ∝ r_a, these
+    do (the theorem of the chapter on the remedy).
 
-    Raises InputError for a matrix that is not square and symmetric or has no finite entries, and
-    for ``wanted`` that does not fit or is not positive.
+    Raises InputError for a matrix that is not square, symmetric and finite, and for ``wanted`` of
+    another shape or not positive.
     """
     gram = np.asarray(gram, float)
     m = len(gram)
@@ -115,11 +120,11 @@ def max_min_weights(gram: np.ndarray, wanted: np.ndarray | None = None) -> np.nd
         )
     wanted = np.ones(m) if wanted is None else np.asarray(wanted, float)
     if wanted.shape != (m,) or not (np.isfinite(wanted) & (wanted > 0)).all():
-        raise InputError(f"wanted {wanted}: must be {m} positive numbers, one a group")
+        raise InputError(f"wanted {wanted}: must be {m} positive numbers, one for each group")
     scaled = gram / np.outer(wanted, wanted)
     scaled /= np.diag(scaled).max() or 1.0
-    # Unknowns v and t: maximise t.
-    found = linprog(
+    # Unknowns v and t: maximize t.
+    solution = linprog(
         np.append(np.zeros(m), -1.0),
         A_ub=np.column_stack([-scaled, np.ones(m)]),
         b_ub=np.zeros(m),
@@ -127,7 +132,7 @@ def max_min_weights(gram: np.ndarray, wanted: np.ndarray | None = None) -> np.nd
         b_eq=[1.0],
         bounds=[(0, None)] * m + [(None, None)],
     )
-    w = np.maximum(found.x[:m], 0) / wanted
+    w = np.maximum(solution.x[:m], 0) / wanted
     return w / w.sum()
 
 
@@ -141,20 +146,15 @@ def group_descent(
     beta: float,
     steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient descent of the last layer on Σ w_j L_j; in a group both sides weigh the same.
+    """Gradient descent of the last layer on Σ w_j L_j, with balanced classes in each group.
 
-    L_j is the mean of the mean losses of the two sides of group j. Before each step ``weigh``
-    gives w (m,) from b (m, d), b_j = −(4/β) ∇L_j with respect to W_U[Yes]: at first μ̂₊ʲ − μ̂₋ʲ.
+    L_j is the mean of the mean losses of the two classes of group j. Before each step ``weigh``
+    maps b (m, d) to w (m,), where b_j = −(4/β) ∇L_j with respect to W_U[Yes]. At initialization
+    b_j = μ̂₊ʲ − μ̂₋ʲ.
 
-    Returns the path of δ (steps + 1, d) and the weights (steps, m). Raises InputError for a group
-    without statements of both sides.
+    Returns the path of δ (steps + 1, d) and the weights (steps, m). Errors as ``mean_differences``.
     """
-    number = np.arange(group.max() + 1)[:, None]
-    sides = [((group == number) & (labels == side)).astype(float) for side in (1, -1)]
-    for side in sides:
-        if not side.any(1).all():
-            raise InputError(f"group {int(np.argmin(side.any(1)))} has statements of one side only")
-    share = sum(side / side.sum(1, keepdims=True) for side in sides) / 2
+    share = sum(_class_means(labels, group)) / 2
     a, used = labels[:, None] * g, []
 
     def weights(sigmoids: np.ndarray) -> np.ndarray:
@@ -166,13 +166,12 @@ def group_descent(
 
 
 def resample(labels: np.ndarray, group: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
-    """Numbers of as many statements as there are, a share ``weights`` (m,) from each group.
+    """n statement numbers, a share ``weights`` (m,) from each group, half of it from each side.
 
-    Half of them from each side of the group. A statement of a side comes as often as any other of
-    that side, or once more; which ones do, and which are left out where not all are needed, is
-    drawn.
+    The statements of a side are repeated equally often, up to one. Which ones are repeated once
+    more, or are left out if not all are needed, is drawn with ``seed``.
 
-    Raises InputError where statements are wanted of a side that has none.
+    Raises InputError if statements are needed from a side that has none.
     """
     rng = np.random.default_rng(seed)
     ends = np.rint(len(group) * np.cumsum(np.repeat(weights, 2) / 2)).astype(int)
@@ -183,7 +182,8 @@ def resample(labels: np.ndarray, group: np.ndarray, weights: np.ndarray, seed: i
             members = np.flatnonzero((group == j) & (labels == side))
             if count and not len(members):
                 raise InputError(
-                    f"group {j} has no statements of side {side:+d}, and {count} are wanted"
+                    f"group {j} has no statements of side {side:+d}, but {count} are needed; add "
+                    "some, or set its weight to 0"
                 )
             rows.append(np.resize(rng.permutation(members), count))
     return np.concatenate(rows)

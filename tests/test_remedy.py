@@ -213,7 +213,7 @@ def test_solving_at_every_step_keeps_small_steps_together():
 def test_descent_needs_both_sides():
     g, labels, group = mixed()
     labels = np.where(group == 1, 1, labels)
-    with pytest.raises(InputError, match="group 1"):
+    with pytest.raises(InputError, match="behavior 1 of the mixture"):
         mixtures.group_descent(g, labels, group, np.ones, learning_rate=1.0, beta=1.0, steps=1)
 
 

@@ -32,7 +32,7 @@ class Geometry:
     lambda_max: float
 
     def kappa(self, learning_rate: float, beta: float) -> float:
-        """κ = ηβ²λ. Gradient descent contracts for every choice of labels iff κ ≤ 4."""
+        """κ = ηβ²λ. Gradient descent contracts whatever the data iff κ ≤ 4."""
         return learning_rate * beta**2 * self.lambda_max
 
 

@@ -1,4 +1,4 @@
-"""What is true of last-layer DPO: bounds, closed forms, certificates, and the paper's theorems."""
+"""Theory of last-layer DPO: proven bounds, closed forms, certificates, the paper's theorems."""
 
 from .bounds import (
     Signal,

@@ -1,12 +1,13 @@
-"""What is true of last-layer DPO, for any data and any reference: identities and proven bounds.
+"""Proven bounds of last-layer DPO for any data and any reference, instead of the paper's.
 
-In place of the paper's theorems. Everything is float64 and follows from one identity,
+All of them follow from one identity,
 
     δ_{t+1} = (I − (ηβ²/2) H_t) δ_t + (ηβ/4) b̂,    0 ⪯ H_t ⪯ Ĉ,
 
-with b̂ = (2/n) Σ s_i g_i and Ĉ = (1/n) Σ g_i g_iᵀ: gradient descent is pushed by b̂ and held back by
-a contraction, as long as κ = ηβ²λ ≤ 4, λ = ‖Ĉ‖. Bounds are given for steps t = 0, 1, 2, … of
-gradient descent on all statements, from the reference.
+with b̂ = (2/n) Σ s_i g_i and Ĉ = (1/n) Σ g_i g_iᵀ. If κ = ηβ²λ ≤ 4 with λ = ‖Ĉ‖, the first term is a
+contraction. The bounds hold for gradient descent on all statements from the reference. ``t`` is a
+step or an array of steps. Every function of a ``Signal`` and η raises InputError for κ > 4. All
+numbers are float64.
 """
 
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Signal:
-    """What the bounds need of hidden states g (n, d) and labels s (n,).
+    """The statistics of hidden states g (n, d) and labels s (n,) that the bounds need.
 
-    b_norm   ‖b̂‖
-    unit       (d,) u = b̂/‖b̂‖; zeros if b̂ = 0
-    along      (n,) s_i g_i·u
-    norms      (n,) ‖g_i‖
-    lam        λ
+    b_norm       ‖b̂‖
+    unit         (d,) u = b̂/‖b̂‖; zeros if b̂ = 0
+    along        (n,) s_i g_i·u
+    norms        (n,) ‖g_i‖
+    lambda_max   λ
     """
 
     b_norm: float
@@ -41,35 +42,34 @@ class Signal:
         return float(np.sqrt((self.along**2).mean()))
 
     def kappa(self, learning_rate: float, beta: float) -> float:
-        """κ = ηβ²λ. Raises InputError above 4, where nothing is proven, and for η or β ≤ 0."""
+        """κ = ηβ²λ. Raises InputError for κ > 4, where nothing is proven, and for η or β ≤ 0."""
         if not (learning_rate > 0 and beta > 0):
             raise InputError(f"learning_rate = {learning_rate}, beta = {beta}: must be positive")
         kappa = learning_rate * beta**2 * self.lambda_max
         if not kappa <= 4:
             most = 4 / (beta**2 * self.lambda_max)
             raise InputError(
-                f"κ = ηβ²λ = {kappa:.3g} is above 4, where gradient descent need not contract and "
-                f"the theorems say nothing; take learning_rate ≤ {most:.3g}"
+                f"κ = ηβ²λ = {kappa:.3g} is above 4, where the theorems say nothing; choose "
+                f"learning_rate ≤ {most:.3g}"
             )
         return kappa
 
     def slack(self, learning_rate: float, beta: float, t: np.ndarray) -> np.ndarray:
-        """ρ_t = κ_b(t − 1)/4 with κ_b = ηβ²√λ r: how far 2δ_t can be from ``free_displacement`` · u."""
-        self.kappa(learning_rate, beta)
-        held = learning_rate * beta**2 * np.sqrt(self.lambda_max) * self.spread
-        return held * np.maximum(np.asarray(t, float) - 1, 0) / 4
+        """ρ_t = κ_b(t − 1)/4 with κ_b = ηβ²√λ r: ‖2δ_t − x_t u‖ ≤ ρ_t x_t."""
+        self.kappa(learning_rate, beta)  # raises InputError above 4
+        kappa_b = learning_rate * beta**2 * np.sqrt(self.lambda_max) * self.spread
+        return kappa_b * np.maximum(np.asarray(t, float) - 1, 0) / 4
 
     def free_displacement(self, learning_rate: float, beta: float, t: np.ndarray) -> np.ndarray:
-        """x_t = ηβt‖b̂‖/2: ‖2δ_t‖ if nothing held it back."""
+        """x_t = ηβt‖b̂‖/2: ‖2δ_t‖ without the contraction."""
         return learning_rate * beta * np.asarray(t, float) * self.b_norm / 2
 
 
 def signal(g: np.ndarray, labels: np.ndarray, lambda_max: float | None = None) -> Signal:
     """The ``Signal`` of hidden states ``g`` (n, d) with ``labels`` (n,) of ±1.
 
-    ``lam`` is λ where it is known already: it is the one costly number here.
-
-    Raises InputError as ``check_states`` does.
+    Pass λ as ``lambda_max`` if it is known, since it is costly to compute. Errors as
+    ``check_states``.
     """
     g, labels = check_states(g, labels)
     a = labels[:, None] * g
@@ -86,9 +86,10 @@ def signal(g: np.ndarray, labels: np.ndarray, lambda_max: float | None = None) -
 
 
 def check_states(g: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hidden states as float64 and labels, both as arrays.
+    """Hidden states (n, d) as float64, and labels (n,), both as arrays.
 
-    Raises InputError for NaN, labels that are not ±1 or all the same, and shapes that do not fit.
+    Raises InputError for states that are not finite, for labels that are not ±1 or all the same,
+    and for shapes that do not fit.
     """
     g, labels = np.asarray(g, np.float64), np.asarray(labels)
     if g.ndim != 2 or labels.shape != g.shape[:1]:
@@ -97,7 +98,7 @@ def check_states(g: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
         )
     if not np.isfinite(g).all():
         row = int(np.flatnonzero(~np.isfinite(g).all(1))[0])
-        raise InputError(f"hidden state {row} is not finite; make it again")
+        raise InputError(f"hidden state {row} is not finite; compute it again")
     sides = set(np.unique(labels).tolist())
     if not sides <= {-1, 1}:
         raise InputError(f"labels hold {sorted(sides - {-1, 1})[0]:g}; each must be 1 or −1")
@@ -107,7 +108,7 @@ def check_states(g: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def largest_eigenvalue(g: np.ndarray) -> float:
-    """λ of Ĉ = (1/n) Σ g gᵀ, g (n, d), from the smaller of the two Gram matrices."""
+    """λ, the largest eigenvalue of Ĉ = (1/n) Σ g gᵀ, from the smaller Gram matrix of g (n, d)."""
     n, d = g.shape
     gram = g.T @ g if d <= n else g @ g.T
     last = len(gram) - 1
@@ -124,16 +125,16 @@ def theta(margins: np.ndarray) -> np.ndarray:
 
 
 def loss_decrease(margins: np.ndarray) -> np.ndarray:
-    """log 2 − (−log σ(m)) of each margin, without the cancellation of that difference."""
+    """log 2 − (−log σ(m)) of each margin m, computed without cancellation."""
     small = np.maximum(margins, -30.0)
     with np.errstate(over="ignore"):
         deep = np.log(2) + margins - np.log1p(np.exp(np.minimum(margins, 0)))
     return np.where(margins > -30, -np.log1p(np.expm1(-small) / 2), deep)
 
 
-def margin_of_loss_decrease(fallen: np.ndarray) -> np.ndarray:
-    """The m of which ``loss_decrease`` (less than log 2) is the value."""
-    return -np.log1p(2 * np.expm1(-np.asarray(fallen, float)))
+def margin_of_loss_decrease(decrease: np.ndarray) -> np.ndarray:
+    """The margin whose ``loss_decrease`` is ``decrease`` < log 2."""
+    return -np.log1p(2 * np.expm1(-np.asarray(decrease, float)))
 
 
 # Distance moved
@@ -142,41 +143,40 @@ def margin_of_loss_decrease(fallen: np.ndarray) -> np.ndarray:
 def distance_bounds(
     s: Signal, learning_rate: float, beta: float, t: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Theorem A, for κ ≤ 4: lower and upper bound of ‖W_U(t) − W_U(0)‖.
+    """Theorem A: lower and upper bound of ‖W_U(t) − W_U(0)‖, equal at t = 1.
 
-    1 − κ_b(t − 1)/4 ≤ ‖W_U(t) − W_U(0)‖ / ((√2/4)βηt‖b̂‖) ≤ 1, an equality at t = 1.
-    Raises InputError for κ > 4.
+    1 − κ_b(t − 1)/4 ≤ ‖W_U(t) − W_U(0)‖ / ((√2/4)βηt‖b̂‖) ≤ 1.
     """
     high = s.free_displacement(learning_rate, beta, t) / np.sqrt(2)
     return high * np.maximum(1 - s.slack(learning_rate, beta, t), 0), high
 
 
-def sgd_distance_bound(strengths: np.ndarray, learning_rate: float, beta: float) -> np.ndarray:
-    """Theorem A for SGD: ‖W_U(t) − W_U(0)‖ ≤ (√2/4)βη Σ_{k<t} ‖b̂_k‖, b̂_k of minibatch k.
+def sgd_distance_bound(b_norms: np.ndarray, learning_rate: float, beta: float) -> np.ndarray:
+    """Theorem A for SGD: ‖W_U(t) − W_U(0)‖ ≤ (√2/4)βη Σ_{k<t} ‖b̂_k‖ if κ ≤ 4 on every minibatch.
 
-    Holds if κ ≤ 4 on every minibatch. ``strengths`` (steps, …); returns (steps + 1, …).
+    ``b_norms`` (steps, …) holds ‖b̂_k‖ of minibatch k. Returns (steps + 1, …).
     """
-    total = np.cumsum(strengths, axis=0)
-    start = np.zeros((1, *np.shape(strengths)[1:]))
+    total = np.cumsum(b_norms, axis=0)
+    start = np.zeros((1, *np.shape(b_norms)[1:]))
     return np.sqrt(2) / 4 * beta * learning_rate * np.concatenate([start, total])
 
 
 def energy_envelope(
-    fallen: np.ndarray, kappa: float, learning_rate: float, t: np.ndarray
+    decrease: np.ndarray, kappa: float, learning_rate: float, t: np.ndarray
 ) -> np.ndarray:
-    """For κ < 4: ‖W_U(t) − W_U(0)‖ ≤ √(ηt(log 2 − L_t)/(1 − κ/4)), ``fallen`` = log 2 − L_t."""
+    """‖W_U(t) − W_U(0)‖ ≤ √(ηt(log 2 − L_t)/(1 − κ/4)) for κ < 4, ``decrease`` = log 2 − L_t."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt(learning_rate * np.asarray(t, float) * fallen / (1 - kappa / 4))
+        return np.sqrt(learning_rate * np.asarray(t, float) * decrease / (1 - kappa / 4))
 
 
 def saturation(
     s: Signal, learning_rate: float, beta: float, t: np.ndarray, rounds: int = 60
 ) -> np.ndarray:
-    """The energy envelope without the loss: the largest w with w²(1 − κ/4)/(ηt) ≤ loss_decrease(kw).
+    """An upper bound of ‖W_U(t) − W_U(0)‖ that grows like √t and is infinite at κ = 4.
 
-    k = β‖b̂‖/√2; by Jensen a model that has moved by w has a loss of at least log 2 − loss_decrease(kw).
-    Newton's iterates from the right stay to the right, so each is an upper bound of the distance.
-    Grows like √t; infinite at κ = 4. Raises InputError for κ > 4.
+    It is the largest w with w²(1 − κ/4)/(ηt) ≤ loss_decrease(kw), k = β‖b̂‖/√2. This is the energy
+    envelope, with L_t ≥ log 2 − loss_decrease(kw) at distance w by Jensen's inequality. Newton's
+    method starts above the root and stays above it, so each iterate is an upper bound.
     """
     k = beta * s.b_norm / np.sqrt(2)
     t = np.asarray(t, float)
@@ -192,10 +192,10 @@ def saturation(
 def sampled_b_norm(
     apart: float, trace: float, n: float, p: float, norm: float | None = None
 ) -> float:
-    """4.1′: ‖b̂‖ is at most this with probability ≥ 1 − p, from the covariances alone.
+    """4.1′: an upper bound of ‖b̂‖ that holds with probability ≥ 1 − p, from the covariances alone.
 
-    ``apart`` = ‖b‖ = d^Δ, ``trace`` = Tr(Σ₊ + Σ₋), n states in balanced classes. By Chebyshev, for
-    any distribution: ‖b‖ + √(2 Tr(Σ₊ + Σ₋)/(np)). For a Gaussian, with ``norm`` = ‖Σ₊ + Σ₋‖:
+    ``apart`` = ‖b‖ = d^Δ, ``trace`` = Tr(Σ₊ + Σ₋), n states in balanced classes. Any distribution:
+    ‖b‖ + √(2 Tr(Σ₊ + Σ₋)/(np)), by Chebyshev's inequality. Gaussians, with ``norm`` = ‖Σ₊ + Σ₋‖:
     ‖b‖ + √(2 Tr(Σ₊ + Σ₋)/n) + √(4 ‖Σ₊ + Σ₋‖ log(1/p)/n).
     """
     if norm is None:
@@ -206,21 +206,21 @@ def sampled_b_norm(
 # Loss
 
 
-def distance_from_loss(fallen: np.ndarray, b_norm: float, beta: float) -> np.ndarray:
-    """‖W_U(t) − W_U(0)‖ ≥ √2 m/(β‖b̂‖) with loss_decrease(m) = log 2 − L_t: who has learned, has moved.
+def distance_from_loss(decrease: np.ndarray, b_norm: float, beta: float) -> np.ndarray:
+    """Lower loss requires larger displacement: ‖W_U(t) − W_U(0)‖ ≥ √2 m/(β‖b̂‖).
 
-    Jensen's inequality. As m ≥ 2 loss_decrease(m), it is at least 2√2(log 2 − L_t)/(β‖b̂‖).
+    By Jensen's inequality, with loss_decrease(m) = log 2 − L_t = ``decrease``. Since
+    m ≥ 2 loss_decrease(m), it is at least 2√2(log 2 − L_t)/(β‖b̂‖).
     """
-    return np.sqrt(2) * margin_of_loss_decrease(fallen) / (beta * b_norm)
+    return np.sqrt(2) * margin_of_loss_decrease(decrease) / (beta * b_norm)
 
 
 def loss_decrease_bounds(
     s: Signal, learning_rate: float, beta: float, t: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bound of log 2 − L_t, for κ ≤ 4.
+    """Lower and upper bound of log 2 − L_t.
 
     1 − ρ − (β²ηt/4)(r + √λ ρ)² ≤ (log 2 − L_t)/((β²ηt/8)‖b̂‖²) ≤ 1 with ρ = κ_b(t − 1)/4.
-    Raises InputError for κ > 4.
     """
     rho = s.slack(learning_rate, beta, t)
     high = beta**2 * learning_rate * np.asarray(t, float) / 8 * s.b_norm**2
@@ -243,7 +243,6 @@ def alignment(
 
     cos(arccos((φ̂‖W_B‖ + x)/R) + arcsin(xρ/R)) with R² = ‖W_B‖² + 2φ̂‖W_B‖x + x², φ̂ = cos(W_B, b̂).
     With ``off`` = ‖b̂ − b‖/‖b‖ < 1 it bounds the cosine with the population's b.
-    Raises InputError for κ > 4.
     """
     x, rho = s.free_displacement(learning_rate, beta, t), s.slack(learning_rate, beta, t)
     ahead = boundary @ s.unit + x
@@ -257,17 +256,11 @@ def alignment(
 
 
 def proven_correct(
-    s: Signal,
-    starts: np.ndarray,
-    learning_rate: float,
-    beta: float,
-    t: np.ndarray,
+    s: Signal, starts: np.ndarray, learning_rate: float, beta: float, t: np.ndarray
 ) -> np.ndarray:
-    """4.3′: which statements are proven to be answered as preferred after t steps.
+    """4.3′: which statements are proven to be answered as preferred after t steps, t × (n,) bool.
 
-    s_i W_B·g_i + x(s_i g_i·u − ρ‖g_i‖) > 0. ``starts`` (n,) holds s_i W_B·g_i. Returns
-    t × (n,) bool.
-    Raises InputError for κ > 4.
+    The condition is s_i W_B·g_i + x(s_i g_i·u − ρ‖g_i‖) > 0. ``starts`` (n,) holds s_i W_B·g_i.
     """
     x = s.free_displacement(learning_rate, beta, t)[..., None]
     rho = s.slack(learning_rate, beta, t)[..., None]

@@ -1,4 +1,4 @@
-"""A certificate: from hidden states and labels alone, what training must do. No training is run."""
+"""Certificates: what training must do, proven from hidden states and labels without training."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from . import bounds, linearization
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is proven of gradient descent for t = 0 … T (rows: lower and upper bound).
+    """Proven bounds of gradient descent for t = 0 … T. Two rows are a lower and an upper bound.
 
-    kappa      ηβ²λ
-    distance   (2, T + 1) ‖W_U(t) − W_U(0)‖
-    loss_decrease       (2, T + 1) log 2 − L_t
-    cosine     (T + 1,) lower bound of cos(W_U[Yes] − W_U[No], b̂); NaN where nothing is proven
-    correct    (T + 1, n) which statements are proven to be answered as preferred
+    kappa           ηβ²λ
+    distance        (2, T + 1) ‖W_U(t) − W_U(0)‖
+    loss_decrease   (2, T + 1) log 2 − L_t
+    cosine          (T + 1,) lower bound of cos(W_B, b̂); NaN where nothing is proven
+    correct         (T + 1, n) which statements are proven to be answered as preferred
     """
 
     kappa: float
@@ -27,7 +27,7 @@ class Certificate:
 
     @property
     def loss(self) -> np.ndarray:
-        """(2, T + 1): lower and upper bound of the training loss L_t."""
+        """Lower and upper bound of the training loss L_t, (2, T + 1)."""
         return np.log(2) - self.loss_decrease[::-1]
 
 
@@ -43,17 +43,17 @@ def certificate(
 ) -> Certificate:
     """Bounds of DPO on the last layer, for every step of gradient descent up to ``steps``.
 
-    ``g`` (n, d), ``labels`` (n,) ±1, ``boundary`` (d,) = W_U[Yes] − W_U[No] at first, ``spectrum``
-    = ``linearization.spectrum(g)`` where it is known already. δ_t lies within E_t of the linear regime
-    (``linearization_error_bound``); on its way the loss has slope at most β‖b̂‖/2, and curvature at most β²λ.
-    Beyond the reach of the tube three bounds remain: Theorem A and its saturation for the distance,
-    Jensen's inequality, L_t ≥ log 2 − fall(β‖b̂‖‖δ_t‖), for the loss, and
+    ``g`` (n, d), ``labels`` (n,) ±1, ``boundary`` (d,) = W_B before training, ``spectrum`` that of
+    ``g`` if it is known. δ_t lies within E_t of the linear regime (``linearization_error_bound``).
+    The loss has slope at most β‖b̂‖/2 at every δ_t, and curvature at most β²λ everywhere. Where E_t
+    is too large, three other bounds remain: Theorem A and ``saturation`` for the distance, Jensen's
+    inequality, L_t ≥ log 2 − loss_decrease(β‖b̂‖‖δ_t‖), for the loss, and
 
     L_t ≤ L(z) + ‖z‖²/(ηt) + max(0, 1/(1 − κ/4) − 2) log 2/(2t)  for every z,
 
-    here points z of the linear regime: descent has done nearly as well as any point within reach.
+    used for points z of the linear regime.
 
-    Raises InputError for κ > 4, NaN, labels of one side, shapes that do not fit, no steps.
+    Raises InputError for steps < 1 and κ > 4, and as ``check_states`` does.
     """
     if steps < 1:
         raise InputError(f"steps = {steps}: must be at least 1")
@@ -67,24 +67,24 @@ def certificate(
     delta, margins, off = linearization.linearization_error_bound(
         spectrum, labels, s.norms, learning_rate, beta, steps
     )
-    moved, fallen = np.linalg.norm(delta, axis=1), bounds.loss_decrease(margins).mean(1)
+    distance, decrease = np.linalg.norm(delta, axis=1), bounds.loss_decrease(margins).mean(1)
     slope = beta * s.b_norm / 2
 
     _, high = bounds.distance_bounds(s, learning_rate, beta, t)
     high = np.minimum(high, bounds.saturation(s, learning_rate, beta, t))
-    high = np.minimum(high, np.sqrt(2) * (moved + off))
+    high = np.minimum(high, np.sqrt(2) * (distance + off))
     most = bounds.loss_decrease(np.sqrt(2) * slope * high)
-    most = np.minimum(most, fallen + slope * off + beta**2 * s.lambda_max / 2 * off**2)
+    most = np.minimum(most, decrease + slope * off + beta**2 * s.lambda_max / 2 * off**2)
 
     some = np.unique(np.geomspace(1, steps, 200).astype(int))
     with np.errstate(divide="ignore"):
         extra = np.log(2) / 2 * max(0, np.divide(1, 1 - kappa / 4) - 2)
-    reached = fallen[some] - moved[some] ** 2 / (learning_rate * t[1:, None])
-    least = fallen - slope * off
+    reached = decrease[some] - distance[some] ** 2 / (learning_rate * t[1:, None])
+    least = decrease - slope * off
     least[1:] = np.maximum(least[1:], reached.max(1) - extra / t[1:])
-    # The loss never rises for κ ≤ 4, so what is proven at a step stays proven.
+    # For κ ≤ 4 the loss never increases, so a bound proven at one step holds at later steps.
     least = np.maximum.accumulate(np.maximum(least, 0))
-    low = np.sqrt(2) * np.maximum(moved - off, 0)
+    low = np.sqrt(2) * np.maximum(distance - off, 0)
     if s.b_norm:
         low = np.maximum(low, bounds.distance_from_loss(least, s.b_norm, beta))
 
@@ -100,7 +100,7 @@ def certificate(
 def _cosine(
     boundary: np.ndarray, change: np.ndarray, off: np.ndarray, unit: np.ndarray
 ) -> np.ndarray:
-    """Least cosine with ``unit`` of a vector within ``off`` of boundary + change."""
+    """Lower bound of the cosine with ``unit`` of any vector within ``off`` of boundary + change."""
     middle = boundary + change
     length, ahead = np.linalg.norm(middle, axis=1), middle @ unit
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -110,6 +110,6 @@ def _cosine(
 
 
 def certain_until(one: Certificate, other: Certificate) -> int:
-    """The last step up to which, from step 1 on, the loss of ``one`` is proven to be the lower."""
+    """The last step t such that the loss of ``one`` is proven to be lower at steps 1 to t."""
     below = one.loss_decrease[0, 1:] > other.loss_decrease[1, 1:]
     return len(below) if below.all() else int(np.argmin(below))

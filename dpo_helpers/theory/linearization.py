@@ -1,4 +1,4 @@
-"""Closed forms of last-layer DPO while margins are small, and how far descent strays from them."""
+"""Closed forms of last-layer DPO for small margins, and a bound of their error."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,14 @@ class Spectrum:
 
 
 def spectrum(g: np.ndarray) -> Spectrum:
-    """The ``Spectrum`` of hidden states ``g`` (n, d). One serves all labels, η and β."""
+    """The ``Spectrum`` of hidden states ``g`` (n, d). It does not depend on labels, η or β."""
     return Spectrum(*np.linalg.svd(g, full_matrices=False))
 
 
 def linear_regime(
     s: Spectrum, labels: np.ndarray, learning_rate: float, beta: float, t: np.ndarray
 ) -> np.ndarray:
-    """δ_t as if all margins were small (H_t = Ĉ): (1/2β) Ĉ⁺(I − (I − (ηβ²/2)Ĉ)ᵗ) b̂.
+    """δ_t with H_t replaced by Ĉ, its limit for small margins: (1/2β) Ĉ⁺(I − (I − (ηβ²/2)Ĉ)ᵗ) b̂.
 
     Returns its coordinates along the rows of ``s.right``, t × (k,).
     """
@@ -50,12 +50,12 @@ def linearization_error_bound(
     beta: float,
     steps: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Theorem B, for κ ≤ 4: gradient descent stays within E_t of the linear regime δˡⁱⁿ_t.
+    """Theorem B: for κ ≤ 4, gradient descent stays within E_t of the linear regime δˡⁱⁿ_t.
 
     E_{t+1} = E_t + (ηβ√λ/4) rms_i[(1 − θ(|mˡⁱⁿ_i| + 2β‖g_i‖E_t)) mˡⁱⁿ_i],  E_0 = 0,
 
-    for the error obeys e_{t+1} = (I − (ηβ²/2)H_t)e_t + (ηβ²/2)(Ĉ − H_t)δˡⁱⁿ_t. ``norms`` are ‖g_i‖.
-    Returns δˡⁱⁿ (steps + 1, k) as ``linear_regime`` does, mˡⁱⁿ (steps + 1, n), and E (steps + 1,).
+    since the error satisfies e_{t+1} = (I − (ηβ²/2)H_t)e_t + (ηβ²/2)(Ĉ − H_t)δˡⁱⁿ_t. ``norms`` are
+    ‖g_i‖. Returns δˡⁱⁿ (steps + 1, k) as ``linear_regime``, mˡⁱⁿ (steps + 1, n), E (steps + 1,).
     """
     delta = linear_regime(s, labels, learning_rate, beta, np.arange(steps + 1))
     margins = 2 * beta * labels * (delta @ (s.left * s.root).T)
@@ -69,9 +69,9 @@ def linearization_error_bound(
 
 
 def gradient_flow(norm: float, beta: float, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Margin and ‖W_U(τ) − W_U(0)‖ under gradient flow when all s_i g_i are one vector a.
+    """Margin and ‖W_U(τ) − W_U(0)‖ under gradient flow if all s_i g_i equal one vector a.
 
-    m + eᵐ = 1 + 2β²‖a‖²τ with τ = ηt, and ‖W_U(τ) − W_U(0)‖ = √2 m/(2β‖a‖). ``norm`` is ‖a‖.
+    m + eᵐ = 1 + 2β²‖a‖²τ and ‖W_U(τ) − W_U(0)‖ = √2 m/(2β‖a‖) with τ = ηt, ``norm`` = ‖a‖.
     """
     margin = np.log(wrightomega(1 + 2 * beta**2 * norm**2 * np.asarray(time, float)))
     return margin, np.sqrt(2) * margin / (2 * beta * norm)

@@ -1,8 +1,7 @@
 """The paper's theorems as printed: bounds, conditions and claimed probabilities.
 
-Everything broadcasts over arrays. Where a theorem's conditions do not hold it says nothing, and
-so do these functions: they return NaN. What is wrong with the statements is on the errata page;
-what replaces them is in ``theory``.
+All functions broadcast over arrays, and return NaN where a theorem's conditions do not hold. The
+errata page says what is wrong with the statements; ``bounds`` has what replaces them.
 """
 
 import numpy as np
@@ -32,14 +31,14 @@ def norm_failure(n: Value, d: Value, alpha: Value, c: Value) -> Value:
 
 
 def v_range(d: Value, delta: Value) -> tuple[Value, Value]:
-    """The v that Theorem 4.2 allows: 4 log 2/log d ≤ v ≤ ½ − Δ. Empty where the first is larger."""
+    """The range of v in Theorem 4.2, 4 log 2/log d ≤ v ≤ ½ − Δ. Empty if the first is larger."""
     return 4 * np.log(2) / np.log(d), 0.5 - np.asarray(delta)
 
 
 def horizon(
     d: Value, delta: Value, v: Value, learning_rate: Value, beta_prime: Value, c_n_prime: Value
 ) -> Value:
-    """The steps that Theorem 4.2 speaks of: t ≤ d^(½ − Δ − v)/(72 β′² η c_n′)."""
+    """The last step for which Theorem 4.2 is stated: t ≤ d^(½ − Δ − v)/(72 β′² η c_n′)."""
     return d ** (0.5 - np.asarray(delta) - v) / (72 * beta_prime**2 * learning_rate * c_n_prime)
 
 
@@ -63,14 +62,14 @@ def theorem_4_2(
     scale = np.asarray(d, float) ** (np.asarray(delta) - 0.5)
     gain = (1 - 13 * np.asarray(d, float) ** -np.asarray(v) - phi) * beta_prime * learning_rate * t
     bound = phi + gain * scale / (8 * boundary + 1 / (24 * beta_prime * c_n_prime))
-    # The ends of a range are floating-point numbers like others: an equality is met to 1e-12.
+    # An equality counts as satisfied up to rounding, 1e-12.
     steps = horizon(d, delta, v, learning_rate, beta_prime, c_n_prime) * (1 + 1e-12)
     holds = (v >= low - 1e-12) & (v <= high + 1e-12) & (np.asarray(t) <= steps)
     return _where(holds & _small_step(learning_rate, beta_prime, c_n_prime * scale), bound)
 
 
 def largest_gain(phi: Value) -> Value:
-    """The most that Theorem 4.2 can ever add to the cosine, whatever d, v, η, t: (1 − φ)²/156."""
+    """The largest gain in the cosine that Theorem 4.2 gives for any d, v, η and t: (1 − φ)²/156."""
     return (1 - np.asarray(phi)) ** 2 / 156
 
 
@@ -83,7 +82,7 @@ def theorem_4_3(
     beta_prime: Value,
     c_n_prime: Value,
 ) -> Value:
-    """Theorem 4.3, (38): the margin along μ₊ − μ₋ from which a sample is claimed to be correct.
+    """Theorem 4.3, (38): the least margin along μ₊ − μ₋ of a sample that is claimed to be correct.
 
     NaN unless v is in range, 13 d^(−v) < 1 − φ and φ ≥ 0.
     """

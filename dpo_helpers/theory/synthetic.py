@@ -1,4 +1,4 @@
-"""Synthetic hidden states: the α-subexponential distributions of §4.1, all constants known."""
+"""Synthetic hidden states: the α-subexponential distributions of §4.1 with known constants."""
 
 import numpy as np
 from scipy.special import gamma
@@ -9,12 +9,10 @@ from ..errors import InputError
 def coordinates(
     rng: np.random.Generator, shape: tuple[int, ...], alpha: float | None = None
 ) -> np.ndarray:
-    """Independent symmetric draws of mean 0 and variance 1: float64, of any ``shape``.
+    """Independent symmetric draws of mean 0 and variance 1, float64, of any ``shape``.
 
-    ``alpha`` None is Gaussian. Otherwise |X| = s·E^(1/α) with E exponential, s = Γ(1 + 2/α)^(−½): a
-    Weibull variable, whose norm is known exactly (``norm_bound``).
-
-    Raises InputError for α outside (0, 2].
+    They are Gaussian if ``alpha`` is None. Otherwise |X| = s·E^(1/α) is a Weibull variable, with E
+    exponential and s = Γ(1 + 2/α)^(−½). Raises InputError for α outside (0, 2].
     """
     if alpha is None:
         return rng.standard_normal(shape)
@@ -38,13 +36,13 @@ def clouds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hidden states of two classes with means ``common`` ± ``difference``/2 and covariance Σ.
 
-    n            number of states; (…, n) draws several sets at once
+    n            number of states, or (…, n) for several sets at once
     difference   (d,) b = μ₊ − μ₋
     root         Σ^½: a number, its diagonal (d,), or (d, d)
     common       the mean of both classes, (d,)
 
-    Returns g (…, n, d) and labels (n,), +1 and −1 in turn.
-    Raises InputError for fewer than two states, which cannot have both labels.
+    Returns g (…, n, d) and labels (n,), alternately +1 and −1.
+    Raises InputError for fewer than two states.
     """
     shape = n if isinstance(n, tuple) else (n,)
     if shape[-1] < 2:
@@ -58,14 +56,14 @@ def clouds(
 def b_norms(rng: np.random.Generator, size: int, n: int, d: int, apart: float = 1.0) -> np.ndarray:
     """‖b̂‖ of ``size`` sets of ``n`` Gaussian states with Σ = I and ‖μ₊ − μ₋‖ = ``apart``: (size,).
 
-    Drawn from its exact law, b̂ − b ~ N(0, (4/n) I), without drawing the states.
-    Raises InputError for n that is not even: classes are balanced.
+    Drawn from its exact distribution, b̂ − b ~ N(0, (4/n) I), without drawing the states.
+    Raises InputError for odd n, since classes are balanced.
     """
     if n < 2 or n % 2:
         raise InputError(f"n = {n}: balanced classes need an even number of states, at least 2")
     along = apart + 2 / np.sqrt(n) * rng.standard_normal(size)
-    ncols = rng.chisquare(d - 1, size) if d > 1 else np.zeros(size)
-    return np.sqrt(along**2 + 4 / n * ncols)
+    across = rng.chisquare(d - 1, size) if d > 1 else np.zeros(size)
+    return np.sqrt(along**2 + 4 / n * across)
 
 
 def _scale(alpha: float) -> float:
