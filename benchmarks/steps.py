@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from dpo_helpers import data, dpo, finetune, lm
+from dpo_helpers.finetune.trainer import Run
 from dpo_helpers.lm import lora
 from experiments import hh_rlhf
 from ledger.config import configure
@@ -57,16 +58,18 @@ def tree(precision: str, adapter: bool = False) -> Iterator[float]:
         pairs = lm.pairs_from_text(lora.add(model, 0, dropout=0.0), dialogues(model)[0])
     else:
         pairs = lm.pairs_from_behaviors(model, [batch()[0]]).take(range(BATCH))
-    loss = math.nan
     settings = finetune.Settings(
-        precision=precision, batch_size=BATCH, learning_rate=RATES[adapter]
+        precision=precision,
+        batch_size=BATCH,
+        learning_rate=RATES[adapter],
+        epochs=1000,  # a batch is all pairs, so that each epoch is one step on them
+        save_every=0,
     )
     with tempfile.TemporaryDirectory() as out:
-        run = finetune._Run(model, pairs, None, settings, Path(out))
-        while True:
-            yield loss
-            (loss,) = run._gradient(0)["train"]["loss"]
-            run._update(0)
+        run = Run(model, pairs, settings, Path(out))
+        yield math.nan
+        for line in run.steps():
+            yield line["train"]["loss"][0]
 
 
 def padded() -> Iterator[float]:

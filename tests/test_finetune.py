@@ -30,6 +30,8 @@ from dpo_helpers.finetune import (
     restore,
     train,
 )
+from dpo_helpers.finetune.__main__ import main
+from dpo_helpers.finetune.policy import Engine
 
 TINY = ("tiny-llama", "tiny-mistral", "tiny-gemma")
 FAST = dict(precision="float32", learning_rate=1e-3, beta=0.1)
@@ -706,7 +708,7 @@ SHARDED = """
 import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import fully_shard
-from dpo_helpers import finetune
+from dpo_helpers.finetune.__main__ import main
 
 def prepare(self, policy, optimizer):
     for layer in policy.network.model.layers:
@@ -717,7 +719,7 @@ def prepare(self, policy, optimizer):
     return policy, torch.optim.AdamW(policy.parameters(), **kept)
 
 Accelerator.prepare = prepare  # accelerate itself shards on GPUs only
-finetune.main()
+main()
 """
 
 
@@ -1015,6 +1017,7 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
     model = load()
     pairs = one_token(model)
     settings = Settings(**FAST)
+    finetune.reference_log_ratios(model, pairs, settings)
     whole = pairs.take(batches(len(pairs), settings)[0])
     size = len(whole.trie().tokens)
 
@@ -1024,7 +1027,7 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
     def message(there):
         monkeypatch.setattr(memory, "available", lambda _: there)
         with monkeypatch.context() as patch:
-            patch.setattr(finetune._Run, "_lots", fail)
+            patch.setattr(Engine, "microbatches", fail)
             return line(
                 lambda: train(model, pairs, settings, tmp_path, progress=False),
                 *("step 0", "out of memory"),
@@ -1041,7 +1044,7 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
     assert "nothing fits" in message(1000) and "configs/" in message(1000)
     with monkeypatch.context() as patch:
         error = RuntimeError("else")
-        patch.setattr(finetune._Run, "_lots", fail)
+        patch.setattr(Engine, "microbatches", fail)
         with pytest.raises(RuntimeError, match="else"):
             train(model, pairs, settings, tmp_path, progress=False)
     train(model, pairs, settings, tmp_path, progress=False)
@@ -1101,10 +1104,10 @@ def test_the_command_line(tmp_path, capsys):
     words = "--model tiny-llama --device cpu --precision float32"
     for number, what in enumerate(("--behavior keeps-promises", "--pairs harmless-base")):
         out = tmp_path / str(number)
-        finetune.main([str(out), *words.split(), *what.split()])
+        main([str(out), *words.split(), *what.split()])
         assert f"steps: {out}" in capsys.readouterr().out
         assert len(losses(out)) == (3, 2)[number]
-    line(lambda: finetune.main([str(tmp_path / "2"), *words.split()]), "--behavior", "--pairs")
+    line(lambda: main([str(tmp_path / "2"), *words.split()]), "--behavior", "--pairs")
 
 
 @pytest.mark.slow
