@@ -6,10 +6,12 @@ import numpy as np
 
 from dpo_helpers import last_layer, theory
 from dpo_helpers.states import geometry
-from dpo_helpers.theory import printed, synthetic
+from dpo_helpers.theory import Signal, printed, synthetic
 from ledger.store import Run, RunStore, States
 
 from .shared import last_layer_run, learning_rate
+
+Array = np.ndarray
 
 ALPHAS = (0.5, 1.0, 2.0)
 DELTAS = (0.0, 0.25, 0.5)
@@ -22,24 +24,20 @@ CERTIFICATES = (
 )  # fmt: skip
 
 
-def step_size(d: float, apart: float) -> float:
-    """The largest η that Theorem 4.1 allows for β′ = 1, Σ = I, means ±b/2: ¼/c_n²."""
-    return 0.25 / (apart / (2 * np.sqrt(d)) + 1) ** 2
-
-
 def descent(
     seed: int | tuple[int, ...], n: int, d: int, delta: float, alpha: float | None, steps: int,
     learning_rate: float | None = None,
-) -> tuple[theory.Signal, float, np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[Signal, float, Array, Array]:  # fmt: skip
     """Gradient descent on synthetic states: Σ = I, means ±b/2, ‖b‖ = d^Δ, β = 1/√d.
 
-    η is ``learning_rate`` or ``step_size``. Returns the signal, η, δ_t (steps + 1, k), and margins
-    (steps + 1, n). For d > n, δ_t is in coordinates of the states' span: k = min(n, d).
+    η is ``learning_rate``, or else ¼/c_n², the largest that Theorem 4.1 allows. Returns the signal,
+    η, δ_t (steps + 1, k), and margins (steps + 1, n). For d > n, δ_t is in coordinates of the
+    states' span: k = min(n, d).
     """
-    difference = np.zeros(d)
-    difference[0] = d**delta
+    difference = d**delta * np.eye(1, d)[0]
     g, labels = synthetic.clouds(np.random.default_rng(seed), n, difference, alpha=alpha)
-    a, eta = labels[:, None] * g, learning_rate or step_size(d, d**delta)
+    a = labels[:, None] * g
+    eta = learning_rate or 0.25 / (d**delta / (2 * np.sqrt(d)) + 1) ** 2
     if d > n:
         a = np.linalg.cholesky(a @ a.T)  # the same inner products
     path = last_layer.gradient_descent(a, eta, d**-0.5, steps)
@@ -47,9 +45,7 @@ def descent(
     return s, eta, path, 2 * d**-0.5 * path @ a.T
 
 
-def slacks(
-    s: theory.Signal, eta: float, beta: float, path: np.ndarray, margins: np.ndarray
-) -> np.ndarray:
+def slacks(s: Signal, eta: float, beta: float, path: Array, margins: Array) -> Array:
     """Least (larger − smaller)/larger side over t ≥ 1, for each of ``CERTIFICATES``."""
     t = np.arange(1, len(path))
     distance = np.sqrt(2) * np.linalg.norm(path[1:], axis=1)
@@ -77,10 +73,10 @@ def steps_run(records: RunStore) -> Run:
     ‖b̂‖ > 3d^Δ (17) with d = 4096, n = 1000, Δ = 0, Gaussian; and (12) with d = 1: Gaussian, α = 1,
     t = .1, n = 200, and Weibull, α = .5, t = .3, n = 100.
     """
-    settings = {"trials": [20, 20, 50_000, 50_000], "seed": 0}
-    trials = settings["trials"]
+    trials = [20, 20, 50_000, 50_000]
+    settings = {"trials": trials, "seed": 0}
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> dict[str, Array]:
         rng, b = np.random.default_rng(settings["seed"]), np.eye(4096)[0]
         means = np.zeros((2, trials[0]))
         for i in range(trials[0]):
@@ -110,20 +106,20 @@ def counterexample_run(records: RunStore) -> Run:
         "runs": 50, "steps": 20, "c_n": 1.01,
     }  # fmt: skip
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> dict[str, Array]:
         rng, c_n = np.random.default_rng(0), settings["c_n"]
         sizes = list(zip(settings["d"], settings["n"], strict=True))
         first = [synthetic.b_norms(rng, settings["draws"], n, d) for d, n in sizes]
         d, n = sizes[0]
         eta, t = 0.25 / c_n**2, np.arange(1, settings["steps"] + 1)
         bound = printed.theorem_4_1(t, d, 0.0, eta, 1.0, c_n)
-        path, longest = [], []
-        for seed in range(settings["runs"]):
-            s, _, delta, _ = descent((seed, n), n, d, 0.0, None, settings["steps"], eta)
-            path.append(np.sqrt(2) * np.linalg.norm(delta[1:], axis=1) / bound)
-            longest.append(s.norms.max() / (2 * c_n * np.sqrt(d)))
-        first = (np.sqrt(2) / 24 * np.array(first)).astype(np.float32)
-        return {"first": first, "path": np.array(path), "longest": np.array(longest)}
+        seeds = range(settings["runs"])
+        runs = [descent((seed, n), n, d, 0.0, None, settings["steps"], eta) for seed in seeds]
+        return {
+            "first": (np.sqrt(2) / 24 * np.array(first)).astype(np.float32),
+            "path": np.sqrt(2) * np.linalg.norm([run[2][1:] for run in runs], axis=2) / bound,
+            "longest": np.array([s.norms.max() for s, *_ in runs]) / (2 * c_n * np.sqrt(d)),
+        }
 
     return records.replay_or_run("t1-counterexample", settings, {}, make)
 
@@ -140,18 +136,17 @@ def sweep_run(records: RunStore) -> Run:
         "steps": 100, "seeds": 2 if records.config.tier == "smoke" else 5,
     }  # fmt: skip
 
-    def one(alpha: float, delta: float, d: int, seed: int) -> dict[str, np.ndarray]:
+    def one(alpha: float, delta: float, d: int, seed: int) -> dict[str, Array]:
         point = (seed, d, int(100 * delta), int(100 * alpha))
         s, eta, path, margins = descent(point, settings["n"], d, delta, alpha, settings["steps"])
         t, beta = np.arange(1, settings["steps"] + 1), d**-0.5
         distance = np.sqrt(2) * np.linalg.norm(path[1:], axis=1)
         ratio = printed.theorem_4_1(t, d, delta, eta, 1.0, 1 + d ** (delta - 0.5) / 2) / distance
         late = theory.distance_bounds(s, eta, beta, t)[1][-1] / distance[-1]
-        slack = slacks(s, eta, beta, path, margins)
-        kappa = s.kappa(eta, beta)
-        return dict(first=ratio[0], least=ratio.min(), late=late, kappa=kappa, slack=slack)
+        rest = {"kappa": s.kappa(eta, beta), "slack": slacks(s, eta, beta, path, margins)}
+        return {"first": ratio[0], "least": ratio.min(), "late": late, **rest}
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> dict[str, Array]:
         grid = (ALPHAS, DELTAS, settings["d"], range(settings["seeds"]))
         runs = [one(*point) for point in product(*grid)]
         return {
@@ -171,7 +166,7 @@ def saturation_run(records: RunStore) -> Run:
     steps = 2000 if records.config.tier == "smoke" else 20_000
     settings = {"d": 256, "n": 1000, "apart": 16.0, "sd": 0.3, "kappa": 0.02, "steps": steps}
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> dict[str, Array]:
         b, rng = settings["apart"] * np.eye(settings["d"])[0], np.random.default_rng(0)
         g, labels = synthetic.clouds(rng, settings["n"], b, root=settings["sd"])
         s = theory.signal(g, labels)
@@ -214,17 +209,16 @@ def real_run(records: RunStore) -> Run:
     settings = {"behaviors": config.behaviors, "beta": config.beta, "learning_rate": rate}
     settings |= {"steps": config.steps, "seeds": config.seeds, **draw}
 
-    def one(s: States) -> dict[str, np.ndarray]:
+    def one(s: States) -> dict[str, Array]:
         g, labels, t = s.g[s.train], s.labels[s.train], np.arange(config.steps + 1)
         m, signal = geometry(g, labels), theory.signal(g, labels)
         both = ((0.25 / m.c_n**2, m.d**-0.5), (rate, config.beta))
         a, problem = labels[:, None] * g, last_layer.Problem(s.g, s.labels, s.train)
         paths = [last_layer.gradient_descent(a, *rates, config.steps) for rates in both]
         low, high = zip(*(theory.distance_bounds(signal, *rates, t) for rates in both), strict=True)
-        weights = [
-            last_layer.draws(problem, config.steps, **draw, seed=k) for k in range(config.seeds)
-        ]
-        b = [2 * w @ (s.labels[:, None] * s.g) for w in weights]
+        seeds = range(config.seeds)
+        drawn = [last_layer.draws(problem, config.steps, **draw, seed=seed) for seed in seeds]
+        b = [2 * weights @ (s.labels[:, None] * s.g) for weights in drawn]
         fewer = min((labels > 0).sum(), (labels < 0).sum())
         even = np.concatenate([np.flatnonzero(labels == side)[:fewer] for side in (1, -1)])
         return {
@@ -238,13 +232,12 @@ def real_run(records: RunStore) -> Run:
             "condition": [eta * beta**2 * m.d * m.c_n**2 for eta, beta in both],
             "paper": 6 * np.prod(both[0]) * t * m.distinguishability,
             "distance": np.sqrt(2) * np.linalg.norm(paths, axis=2),
-            "low": low,
-            "high": high,
+            "low": low, "high": high,
             "strengths": np.stack([np.linalg.norm(rows, axis=1) for rows in b], -1),
             "most": rate * config.beta**2 * signal.norms.max() ** 2,
         }  # fmt: skip
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> dict[str, Array]:
         found = [one(s) for s in states]
         return {name: np.array([f[name] for f in found]) for name in found[0]}
 
@@ -252,23 +245,23 @@ def real_run(records: RunStore) -> Run:
     return records.replay_or_run("f4-real", settings, inputs, make)
 
 
-def sweep_worst(records: RunStore, run: str) -> np.ndarray:
+def sweep_worst(records: RunStore, run: str) -> Array:
     """Largest measured distance over the bound, over α, Δ, d, and t = 1 … 100, for each seed."""
     return 1 / records.recorded(run).arrays["least"].min((0, 1, 2))
 
 
-def counterexample_holds(records: RunStore, run: str) -> np.ndarray:
+def counterexample_holds(records: RunStore, run: str) -> Array:
     """Share of draws within the bound at t = 1, the smallest over d."""
     return (records.recorded(run).arrays["first"] <= 1).mean(1).min()
 
 
-def event_holds(records: RunStore, run: str) -> np.ndarray:
+def event_holds(records: RunStore, run: str) -> Array:
     """Share of draws in which (17) holds at d = 4096, n = 1000, Δ = 0."""
     arrays = records.recorded(run).arrays
     return 1 - arrays["happened"][1] / arrays["trials"][1]
 
 
-def figure_four_worst(records: RunStore, run: str) -> np.ndarray:
+def figure_four_worst(records: RunStore, run: str) -> Array:
     """Largest measured distance over the bound, over behaviors and steps, for each seed."""
     config = records.config
     apart = real_run(records).arrays["geometry"][:, 0, None, None]
