@@ -1,57 +1,43 @@
 """Runs and measures of the chapter on the rate of change (Theorem 4.1, Figure 4)."""
 
+from itertools import product
+
 import numpy as np
-import pandas as pd
-from scipy import stats
 
 from dpo_helpers import last_layer, theory
-from dpo_helpers.plots import short
 from dpo_helpers.states import geometry
-from dpo_helpers.theory import printed, synthetic
+from dpo_helpers.theory import Signal, printed, synthetic
 from ledger.store import Run, RunStore, States
 
 from .shared import last_layer_run, learning_rate
+
+Array = np.ndarray
 
 ALPHAS = (0.5, 1.0, 2.0)
 DELTAS = (0.0, 0.25, 0.5)
 DIMENSIONS = {"smoke": (64, 256), "book": (64, 256, 1024, 4096)}
 DIMENSIONS["paper"] = DIMENSIONS["book"]
-# What must hold of every run: in the order of ``slacks``.
+# Inequalities that hold in every run, in the order of ``slacks``.
 CERTIFICATES = (
-    "Theorem A, upper",
-    "Theorem A, lower",
-    "increments do not grow",
-    "energy envelope",
-    "saturation",
-    "loss to motion",
-    "speed limit, upper",
-    "speed limit, lower",
-)
-
-
-def step_size(d: float, apart: float) -> float:
-    """The largest η of Theorem 4.1 for β′ = 1, Σ = I, means ±b/2: ¼/c_n², c_n√d = ‖b‖/2 + √d."""
-    return 0.25 / (apart / (2 * np.sqrt(d)) + 1) ** 2
+    "Theorem A, upper", "Theorem A, lower", "increments do not grow", "energy envelope",
+    "saturation", "distance from loss", "loss decrease, upper", "loss decrease, lower",
+)  # fmt: skip
 
 
 def descent(
-    seed: int | tuple[int, ...],
-    n: int,
-    d: int,
-    delta: float,
-    alpha: float | None,
-    steps: int,
+    seed: int | tuple[int, ...], n: int, d: int, delta: float, alpha: float | None, steps: int,
     learning_rate: float | None = None,
-) -> tuple[theory.Signal, float, np.ndarray, np.ndarray]:
+) -> tuple[Signal, float, Array, Array]:  # fmt: skip
     """Gradient descent on synthetic states: Σ = I, means ±b/2, ‖b‖ = d^Δ, β = 1/√d.
 
-    η is ``learning_rate``, else ``step_size``. Returns the signal, η, δ_t (steps + 1, k), and the
-    margins (steps + 1, n). For d > n the δ_t are in coordinates of the states' span: k = min(n, d).
+    η is ``learning_rate``, or else ¼/c_n², the largest that Theorem 4.1 allows. Returns the signal,
+    η, δ_t (steps + 1, k), and margins (steps + 1, n). For d > n, δ_t is in coordinates of the
+    states' span: k = min(n, d).
     """
-    difference = np.zeros(d)
-    difference[0] = d**delta
+    difference = d**delta * np.eye(1, d)[0]
     g, labels = synthetic.clouds(np.random.default_rng(seed), n, difference, alpha=alpha)
-    a, eta = labels[:, None] * g, learning_rate or step_size(d, d**delta)
+    a = labels[:, None] * g
+    eta = learning_rate or 0.25 / (d**delta / (2 * np.sqrt(d)) + 1) ** 2
     if d > n:
         a = np.linalg.cholesky(a @ a.T)  # the same inner products
     path = last_layer.gradient_descent(a, eta, d**-0.5, steps)
@@ -59,13 +45,11 @@ def descent(
     return s, eta, path, 2 * d**-0.5 * path @ a.T
 
 
-def slacks(
-    s: theory.Signal, eta: float, beta: float, path: np.ndarray, margins: np.ndarray
-) -> np.ndarray:
-    """The least of (larger − smaller)/larger side over t = 1, 2, …, for ``CERTIFICATES``."""
+def slacks(s: Signal, eta: float, beta: float, path: Array, margins: Array) -> Array:
+    """Least (larger − smaller)/larger side over t ≥ 1, for each of ``CERTIFICATES``."""
     t = np.arange(1, len(path))
     distance = np.sqrt(2) * np.linalg.norm(path[1:], axis=1)
-    fallen = theory.loss_decrease(margins[1:]).mean(1)
+    decrease = theory.loss_decrease(margins[1:]).mean(1)
     increments = np.linalg.norm(np.diff(path, axis=0), axis=1)
     low, high = theory.distance_bounds(s, eta, beta, t)
     slow, fast = theory.loss_decrease_bounds(s, eta, beta, t)
@@ -73,48 +57,45 @@ def slacks(
         (distance, high),
         (low, distance),
         (increments[1:], increments[:-1]),
-        (distance, theory.energy_envelope(fallen, s.kappa(eta, beta), eta, t)),
+        (distance, theory.energy_envelope(decrease, s.kappa(eta, beta), eta, t)),
         (distance, theory.saturation(s, eta, beta, t)),
-        (theory.distance_from_loss(fallen, s.b_norm, beta), distance),
-        (fallen, fast),
-        (slow, fallen),
+        (theory.distance_from_loss(decrease, s.b_norm, beta), distance),
+        (decrease, fast),
+        (slow, decrease),
     )
     return np.array([((large - small) / large).min() for small, large in pairs])
 
 
 def steps_run(records: RunStore) -> Run:
-    """How often what A.2 bounds really happens, on drawn states; Σ = I, means ±b/2.
+    """How often the events that A.2 bounds happen on drawn states; Σ = I, means ±b/2.
 
-    Arrays ``claimed``, ``happened`` and ``trials``, one value each for
-    ‖μ̂₊ − μ₊‖ ≥ d^Δ (13) and ‖b̂‖ > 3d^Δ (17) with d = 4096, n = 1000, Δ = 0, Gaussian; and (12) with
-    d = 1: Gaussian, α = 1, t = .1, n = 200, and Weibull, α = .5, t = .3, n = 100.
+    Arrays ``claimed``, ``happened``, and ``trials``, one value each for ‖μ̂₊ − μ₊‖ ≥ d^Δ (13) and
+    ‖b̂‖ > 3d^Δ (17) with d = 4096, n = 1000, Δ = 0, Gaussian; and (12) with d = 1: Gaussian, α = 1,
+    t = .1, n = 200, and Weibull, α = .5, t = .3, n = 100.
     """
-    settings = {"trials": [20, 20, 50_000, 50_000], "seed": 0}
+    trials = [20, 20, 50_000, 50_000]
+    settings = {"trials": trials, "seed": 0}
 
-    def make() -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(settings["seed"])
-        b = np.eye(4096)[0]
-        means = np.zeros((2, settings["trials"][0]))
-        for i in range(settings["trials"][0]):
+    def make() -> dict[str, Array]:
+        rng, b = np.random.default_rng(settings["seed"]), np.eye(4096)[0]
+        means = np.zeros((2, trials[0]))
+        for i in range(trials[0]):
             g, labels = synthetic.clouds(rng, 1000, b)
             yes, no = g[labels > 0].mean(0), g[labels < 0].mean(0)
             means[:, i] = np.linalg.norm(yes - b / 2), np.linalg.norm(yes - no)
-        gauss = np.abs(synthetic.coordinates(rng, (settings["trials"][2], 100)).mean(1))
-        heavy = np.abs(synthetic.coordinates(rng, (settings["trials"][3], 50), 0.5).mean(1))
+        gauss = np.abs(synthetic.coordinates(rng, (trials[2], 100)).mean(1))
+        heavy = np.abs(synthetic.coordinates(rng, (trials[3], 50), 0.5).mean(1))
         both = 4 * np.exp(-1000 / 4)
-        return {
-            "claimed": [both / 2, both, 2 * np.exp(-0.1 * 50), 2 * np.exp(-(0.3**0.5) * 25)],
-            "happened": [
-                x.sum() for x in (means[0] >= 1, means[1] > 3, gauss >= 0.1, heavy >= 0.3)
-            ],
-            "trials": settings["trials"],
-        }
+        claimed = [both / 2, both, 2 * np.exp(-0.1 * 50), 2 * np.exp(-(0.3**0.5) * 25)]
+        events = (means[0] >= 1, means[1] > 3, gauss >= 0.1, heavy >= 0.3)
+        happened = np.array([event.sum() for event in events])
+        return dict(claimed=np.array(claimed), happened=happened, trials=np.array(trials))
 
-    return records.replay_or_run("t1-steps", settings, {}, lambda: _arrays(make()))
+    return records.replay_or_run("t1-steps", settings, {}, make)
 
 
 def counterexample_run(records: RunStore) -> Run:
-    """n = 5√d/8, Σ = I, Gaussian, Δ = 0: measured ‖W_U(t) − W_U(0)‖ over the bound of Theorem 4.1.
+    """n = 5√d/8, Σ = I, Gaussian, Δ = 0: ‖W_U(t) − W_U(0)‖ over the bound of Theorem 4.1.
 
     Arrays ``first`` (d, draws) at t = 1, from the exact law of ‖b̂‖; ``path`` (runs, 20) for
     t = 1 … 20 of gradient descent at the least d; ``longest`` (runs,) the largest ‖g_i‖/(2c_n√d),
@@ -125,59 +106,52 @@ def counterexample_run(records: RunStore) -> Run:
         "runs": 50, "steps": 20, "c_n": 1.01,
     }  # fmt: skip
 
-    def make() -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(0)
+    def make() -> dict[str, Array]:
+        rng, c_n = np.random.default_rng(0), settings["c_n"]
         sizes = list(zip(settings["d"], settings["n"], strict=True))
-        c_n = settings["c_n"]
         first = [synthetic.b_norms(rng, settings["draws"], n, d) for d, n in sizes]
         d, n = sizes[0]
         eta, t = 0.25 / c_n**2, np.arange(1, settings["steps"] + 1)
         bound = printed.theorem_4_1(t, d, 0.0, eta, 1.0, c_n)
-        path, longest = [], []
-        for seed in range(settings["runs"]):
-            s, _, delta, _ = descent((seed, n), n, d, 0.0, None, settings["steps"], eta)
-            path.append(np.sqrt(2) * np.linalg.norm(delta[1:], axis=1) / bound)
-            longest.append(s.norms.max() / (2 * c_n * np.sqrt(d)))
+        seeds = range(settings["runs"])
+        runs = [descent((seed, n), n, d, 0.0, None, settings["steps"], eta) for seed in seeds]
         return {
             "first": (np.sqrt(2) / 24 * np.array(first)).astype(np.float32),
-            "path": path,
-            "longest": longest,
+            "path": np.sqrt(2) * np.linalg.norm([run[2][1:] for run in runs], axis=2) / bound,
+            "longest": np.array([s.norms.max() for s, *_ in runs]) / (2 * c_n * np.sqrt(d)),
         }
 
-    return records.replay_or_run("t1-counterexample", settings, {}, lambda: _arrays(make()))
+    return records.replay_or_run("t1-counterexample", settings, {}, make)
 
 
 def sweep_run(records: RunStore) -> Run:
-    """Theorem 4.1, Theorem A and its company on α × Δ × d × seeds with n = 1000, to t = 100.
+    """Theorem 4.1 and the certificates on α × Δ × d × seeds with n = 1000, to t = 100.
 
-    Arrays over (α, Δ, d, seeds): ``first``, the paper's bound over what is measured at t = 1;
-    ``least``, the least of this over all t; ``late``, Theorem A's upper bound over what is measured
-    at the last t; ``kappa``; and ``slack`` (…, certificates), as ``slacks`` gives it.
+    Arrays over (α, Δ, d, seeds): ``first``, the paper's bound over the measured distance at t = 1;
+    ``least``, the least such ratio over all t; ``late``, Theorem A's upper bound over the measured
+    distance at the last t; ``kappa``; and ``slack`` (…, certificates), see ``slacks``.
     """
     settings = {
         "alpha": ALPHAS, "delta": DELTAS, "d": DIMENSIONS[records.config.tier], "n": 1000,
         "steps": 100, "seeds": 2 if records.config.tier == "smoke" else 5,
     }  # fmt: skip
 
-    def one(alpha: float, delta: float, d: int, seed: int) -> tuple[float | np.ndarray, ...]:
+    def one(alpha: float, delta: float, d: int, seed: int) -> dict[str, Array]:
         point = (seed, d, int(100 * delta), int(100 * alpha))
         s, eta, path, margins = descent(point, settings["n"], d, delta, alpha, settings["steps"])
         t, beta = np.arange(1, settings["steps"] + 1), d**-0.5
         distance = np.sqrt(2) * np.linalg.norm(path[1:], axis=1)
         ratio = printed.theorem_4_1(t, d, delta, eta, 1.0, 1 + d ** (delta - 0.5) / 2) / distance
         late = theory.distance_bounds(s, eta, beta, t)[1][-1] / distance[-1]
-        kept = slacks(s, eta, beta, path, margins)
-        return ratio[0], ratio.min(), late, s.kappa(eta, beta), kept
+        rest = {"kappa": s.kappa(eta, beta), "slack": slacks(s, eta, beta, path, margins)}
+        return {"first": ratio[0], "least": ratio.min(), "late": late, **rest}
 
-    def make() -> dict[str, np.ndarray]:
-        found = [
-            [[[one(a, x, d, seed) for seed in range(settings["seeds"])] for d in settings["d"]]
-             for x in DELTAS] for a in ALPHAS
-        ]  # fmt: skip
-        names = ("first", "least", "late", "kappa", "slack")
+    def make() -> dict[str, Array]:
+        grid = (ALPHAS, DELTAS, settings["d"], range(settings["seeds"]))
+        runs = [one(*point) for point in product(*grid)]
         return {
-            name: np.array([[[[r[i] for r in y] for y in z] for z in x] for x in found])
-            for i, name in enumerate(names)
+            name: np.reshape([run[name] for run in runs], (*map(len, grid), *np.shape(first)))
+            for name, first in runs[0].items()
         }
 
     return records.replay_or_run("t1-sweep", settings, {}, make)
@@ -192,22 +166,20 @@ def saturation_run(records: RunStore) -> Run:
     steps = 2000 if records.config.tier == "smoke" else 20_000
     settings = {"d": 256, "n": 1000, "apart": 16.0, "sd": 0.3, "kappa": 0.02, "steps": steps}
 
-    def make() -> dict[str, np.ndarray]:
-        b = settings["apart"] * np.eye(settings["d"])[0]
-        rng = np.random.default_rng(0)
+    def make() -> dict[str, Array]:
+        b, rng = settings["apart"] * np.eye(settings["d"])[0], np.random.default_rng(0)
         g, labels = synthetic.clouds(rng, settings["n"], b, root=settings["sd"])
         s = theory.signal(g, labels)
         eta = settings["kappa"] / s.lambda_max
         path = last_layer.gradient_descent(labels[:, None] * g, eta, 1.0, steps)
         t = np.unique(np.geomspace(1, steps, 200).astype(int))
-        distance = np.sqrt(2) * np.linalg.norm(path[t], axis=1)
-        fallen = theory.loss_decrease(2 * path[t] @ (labels[:, None] * g).T).mean(1)
+        decrease = theory.loss_decrease(2 * path[t] @ (labels[:, None] * g).T).mean(1)
         kappa = s.kappa(eta, 1.0)
         return {
             "t": t,
-            "distance": distance,
+            "distance": np.sqrt(2) * np.linalg.norm(path[t], axis=1),
             "linear": theory.distance_bounds(s, eta, 1.0, t)[1],
-            "energy": theory.energy_envelope(fallen, kappa, eta, t),
+            "energy": theory.energy_envelope(decrease, kappa, eta, t),
             "root": theory.energy_envelope(np.log(2), kappa, eta, t),
             "saturation": theory.saturation(s, eta, 1.0, t),
         }
@@ -224,12 +196,12 @@ def real_run(records: RunStore) -> Run:
     """Each behavior's training statements at the η that Theorem 4.1 allows, and at the book's.
 
     Arrays over behaviors. ``geometry`` (…, 7): ‖μ̂₊ − μ̂₋‖, ‖b̂‖, Δ, c_v, c_n, relative sd of ‖g_i‖,
-    and the share (n₊ − n₋)/n; ``kappa`` and ``kappa_b`` (…, 2), at η = .25/c_n² with β = 1/√d, then
-    at the book's η and β; ``even`` (…,), the first κ_b without the surplus statements of the larger
-    side; ``condition`` (…, 2) β′²ηc_n²; ``paper`` (…, T + 1) 6β′ηt‖μ̂₊ − μ̂₋‖/√d at the former;
-    ``distance``, ``low``, ``high`` (…, 2, T + 1), measured and Theorem A, at both of them;
-    ``strengths`` (…, T, seeds), ‖b̂_k‖ of the minibatches of chapter 1's runs; ``most`` (…,)
-    ηβ² max ‖g_i‖² at the book's η and β, which no κ of a minibatch exceeds.
+    and (n₊ − n₋)/n; ``kappa`` and ``kappa_b`` (…, 2), at η = .25/c_n² with β = 1/√d, then at the
+    book's η and β; ``even`` (…,), the first κ_b without the surplus statements of the larger side;
+    ``condition`` (…, 2) β′²ηc_n²; ``paper`` (…, T + 1) 6β′ηt‖μ̂₊ − μ̂₋‖/√d at the former;
+    ``distance``, ``low``, ``high`` (…, 2, T + 1), measured and Theorem A, at both; ``strengths``
+    (…, T, seeds), ‖b̂_k‖ of the case study's minibatches; ``most`` (…,) ηβ² max ‖g_i‖² at the
+    book's η and β, which no κ of a minibatch exceeds.
     """
     config, rate = records.config, learning_rate(records)
     states = [records.states(behavior) for behavior in config.behaviors]
@@ -237,41 +209,35 @@ def real_run(records: RunStore) -> Run:
     settings = {"behaviors": config.behaviors, "beta": config.beta, "learning_rate": rate}
     settings |= {"steps": config.steps, "seeds": config.seeds, **draw}
 
-    def one(s: States) -> dict[str, np.ndarray]:
-        g, labels = s.g[s.train], s.labels[s.train]
+    def one(s: States) -> dict[str, Array]:
+        g, labels, t = s.g[s.train], s.labels[s.train], np.arange(config.steps + 1)
         m, signal = geometry(g, labels), theory.signal(g, labels)
         both = ((0.25 / m.c_n**2, m.d**-0.5), (rate, config.beta))
-        paths = [
-            last_layer.gradient_descent(labels[:, None] * g, *rates, config.steps) for rates in both
-        ]
-        t = np.arange(config.steps + 1)
-        bounds = [theory.distance_bounds(signal, *rates, t) for rates in both]
-        problem = last_layer.Problem(s.g, s.labels, s.train)
+        a, problem = labels[:, None] * g, last_layer.Problem(s.g, s.labels, s.train)
+        paths = [last_layer.gradient_descent(a, *rates, config.steps) for rates in both]
+        low, high = zip(*(theory.distance_bounds(signal, *rates, t) for rates in both), strict=True)
         seeds = range(config.seeds)
-        batches = [last_layer.draws(problem, config.steps, **draw, seed=seed) for seed in seeds]
-        pulls = [2 * w @ (s.labels[:, None] * s.g) for w in batches]
-        spread = signal.norms.std() / signal.norms.mean()
+        drawn = [last_layer.draws(problem, config.steps, **draw, seed=seed) for seed in seeds]
+        b = [2 * weights @ (s.labels[:, None] * s.g) for weights in drawn]
         fewer = min((labels > 0).sum(), (labels < 0).sum())
         even = np.concatenate([np.flatnonzero(labels == side)[:fewer] for side in (1, -1)])
-        level = theory.signal(g[even], labels[even])
         return {
             "geometry": [
-                m.distinguishability, signal.b_norm, m.delta, m.c_v, m.c_n, spread,
-                labels.mean(dtype=float),
+                m.distinguishability, signal.b_norm, m.delta, m.c_v, m.c_n,
+                signal.norms.std() / signal.norms.mean(), labels.mean(dtype=float),
             ],
             "kappa": [signal.kappa(*rates) for rates in both],
             "kappa_b": [4 * signal.slack(*rates, 2) for rates in both],
-            "even": 4 * level.slack(*both[0], 2),
+            "even": 4 * theory.signal(g[even], labels[even]).slack(*both[0], 2),
             "condition": [eta * beta**2 * m.d * m.c_n**2 for eta, beta in both],
             "paper": 6 * np.prod(both[0]) * t * m.distinguishability,
             "distance": np.sqrt(2) * np.linalg.norm(paths, axis=2),
-            "low": [low for low, _ in bounds],
-            "high": [high for _, high in bounds],
-            "strengths": np.stack([np.linalg.norm(pull, axis=1) for pull in pulls], -1),
+            "low": low, "high": high,
+            "strengths": np.stack([np.linalg.norm(rows, axis=1) for rows in b], -1),
             "most": rate * config.beta**2 * signal.norms.max() ** 2,
         }  # fmt: skip
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> dict[str, Array]:
         found = [one(s) for s in states]
         return {name: np.array([f[name] for f in found]) for name in found[0]}
 
@@ -279,143 +245,24 @@ def real_run(records: RunStore) -> Run:
     return records.replay_or_run("f4-real", settings, inputs, make)
 
 
-# Tables of the page
-
-
-def steps_table(records: RunStore) -> pd.DataFrame:
-    """``steps_run`` with exact probabilities beside it, and the corrected (13) at n = 200."""
-    found, u = steps_run(records).arrays, np.array([0.1, 0.2, 0.3])
-    far = 100 * (np.sqrt(2 * 4096 / 200) + u) ** 2  # (n/2)‖μ̂₊ − μ₊‖² is χ² with d degrees
-    exact = [stats.chi2.sf(500, 4096), stats.ncx2.sf(9 * 250, 4096, 250)]
-    exact += [2 * stats.norm.sf(1), np.nan, *stats.chi2.sf(far, 4096)]
-    none = np.full(3, np.nan)
-    columns = {
-        "claimed at most": np.concatenate([found["claimed"], np.exp(-(u**2) * 50)]),
-        "exact": exact,
-        "happened": np.concatenate([found["happened"], none]),
-        "of trials": np.concatenate([found["trials"], none]),
-    }
-    rows = (
-        "(13) at d = 4096, n = 1000, Δ = 0, Σ = I",
-        "not (17), same data",
-        "(12), one coordinate, Gaussian: α = 1, s = .1, n = 200",
-        "(12), one coordinate, Weibull: α = .5, s = .3, n = 100",
-        *(f"(13) corrected, u = {x}" for x in u),
-    )
-    return pd.DataFrame(columns, rows)
-
-
-def induction_table(q: float, steps: int) -> pd.DataFrame:
-    """Of an increment over the first: what A.2 prints, what its argument gives; what tends to 4."""
-    t = np.arange(1, steps + 1)
-    return pd.DataFrame(
-        {
-            "printed sum": [sum((n + 1 - i) * q ** (i - 1) for i in range(1, n + 1)) for n in t],
-            "(1 + q)ᵗ⁻¹": (1 + q) ** (t - 1),
-            "Σ i qⁱ⁻¹": np.cumsum(t * q ** (t - 1.0)),
-        },
-        pd.Index(t, name="t"),
-    )
-
-
-def slopes_table(sizes: np.ndarray, numbers: tuple[int, ...], draws: int) -> pd.DataFrame:
-    """Slope of log(d^(−½)‖b̂‖) in log d: of medians over ``draws``, and of √(d^(2Δ) + 4d/n)."""
-    rng, table = np.random.default_rng(0), {}
-    for x in DELTAS:
-        table[f"Δ = {x:g}", "drawn"] = drawn = []
-        table[f"Δ = {x:g}", "predicted"] = predicted = []
-        for n in numbers:
-            some = [np.median(synthetic.b_norms(rng, draws, n, d, d**x)) for d in sizes]
-            exact = np.sqrt(sizes ** (2 * x) + 4 * sizes / n)
-            for column, y in ((drawn, some), (predicted, exact)):
-                column.append(np.polyfit(np.log(sizes), np.log(y / np.sqrt(sizes)), 1)[0])
-    return pd.DataFrame(table, [f"n = {n:,}" for n in numbers])
-
-
-def real_tables(records: RunStore) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of ``real_run``: the statistics of the behaviors, and bounds over what is measured."""
-    real, config = real_run(records).arrays, records.config
-    index = [short(behavior, 30) for behavior in config.behaviors]
-    columns = ["‖μ̂₊−μ̂₋‖", "‖b̂‖", "Δ", "c_v", "c_n", "spread of ‖g‖", "(n₊−n₋)/n"]
-    about = pd.DataFrame(real["geometry"], index, columns)
-    about["κ"], about["κ_b"] = real["kappa"][:, 0], real["kappa_b"][:, 0]
-    about["κ_b, even"] = real["even"]
-    ratios = pd.DataFrame(index=index)
-    ratios["Theorem 4.1, t = 1"] = real["paper"][:, 1] / real["distance"][:, 0, 1]
-    ratios[f"A, t = {config.steps}"] = real["high"][:, 0, -1] / real["distance"][:, 0, -1]
-    ratios["β′²ηc_n², book's η"] = real["condition"][:, 1]
-    ratios["κ, book's η"] = real["kappa"][:, 1]
-    ratios[f"A, t = {config.steps}, book's η"] = real["high"][:, 1, -1] / real["distance"][:, 1, -1]
-    return about, ratios
-
-
-def real_curves(records: RunStore) -> tuple[dict[str, tuple[np.ndarray, ...]], np.ndarray]:
-    """Figure 4: for each panel what is measured, then its bounds, (behaviors, steps) for t = 1 ….
-
-    SGD at the book's η: medians over seeds of distance and bound; at the paper's η: the largest
-    distance over seeds. Also, for SGD at the book's η, distance/bound of every seed.
-    """
-    real, config, rate = real_run(records).arrays, records.config, learning_rate(records)
-    own, high = (real[name][..., 1:] for name in ("distance", "high"))
-    sgd = last_layer_run(records, "f3").arrays["distance"][:, 1:]
-    pulls = np.moveaxis(real["strengths"], 1, 0)
-    bound = np.moveaxis(theory.sgd_distance_bound(pulls, rate, config.beta), 1, 0)[:, 1:]
-    literal = last_layer_run(records, "f3-paper-rate", learning_rate=0.1).arrays["distance"]
-    d, t = records.states(config.behaviors[0]).g.shape[1], np.arange(1, config.steps + 1)
-    delta, c_n = real["geometry"][:, 2, None], real["geometry"][:, 4, None]
-    curves = {
-        "distance (descent, own η)": (own[:, 0], high[:, 0], real["paper"][:, 1:]),
-        "distance (descent, book's η)": (own[:, 1], high[:, 1]),
-        "distance (SGD, book's η)": (np.median(sgd, -1), np.median(bound, -1)),
-        "distance (SGD, the paper's η)": (
-            literal[:, 1:].max(-1),
-            printed.theorem_4_1(t, d, delta, 0.1, config.beta * d**0.5, c_n),
-        ),
-    }
-    return curves, sgd / bound
-
-
-def bounds_panel(
-    d: int, delta: float, n: int, alpha: float | None, steps: int = 100
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A run of ``descent`` beside Theorem 4.1 and Theorem A, for ``plots.lines``."""
-    t = np.arange(1, steps + 1)
-    s, eta, path, _ = descent(0, n, d, delta, alpha, steps)
-    low, high = theory.distance_bounds(s, eta, d**-0.5, t)
-    c_n = 1 + d ** (delta - 0.5) / 2
-    return {
-        "measured": (t, np.sqrt(2) * np.linalg.norm(path[1:], axis=1)),
-        "Theorem 4.1": (t, printed.theorem_4_1(t, d, delta, eta, 1.0, c_n)),
-        "Theorem A, upper": (t, high),
-        "Theorem A, lower": (t, np.where(low > 0, low, np.nan)),
-    }
-
-
-def _arrays(values: dict[str, object]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in values.items()}
-
-
-# Measures
-
-
-def sweep_worst(records: RunStore, run: str) -> np.ndarray:
-    """Largest measured/bound over α, Δ, d and t = 1 … 100, for each seed."""
+def sweep_worst(records: RunStore, run: str) -> Array:
+    """Largest measured distance over the bound, over α, Δ, d, and t = 1 … 100, for each seed."""
     return 1 / records.recorded(run).arrays["least"].min((0, 1, 2))
 
 
-def counterexample_holds(records: RunStore, run: str) -> np.ndarray:
-    """Share of draws within the bound at t = 1, the least over d."""
+def counterexample_holds(records: RunStore, run: str) -> Array:
+    """Share of draws within the bound at t = 1, the smallest over d."""
     return (records.recorded(run).arrays["first"] <= 1).mean(1).min()
 
 
-def event_holds(records: RunStore, run: str) -> np.ndarray:
+def event_holds(records: RunStore, run: str) -> Array:
     """Share of draws in which (17) holds at d = 4096, n = 1000, Δ = 0."""
     arrays = records.recorded(run).arrays
     return 1 - arrays["happened"][1] / arrays["trials"][1]
 
 
-def figure_four_worst(records: RunStore, run: str) -> np.ndarray:
-    """Largest measured/bound over the behaviors and steps, for each seed."""
+def figure_four_worst(records: RunStore, run: str) -> Array:
+    """Largest measured distance over the bound, over behaviors and steps, for each seed."""
     config = records.config
     apart = real_run(records).arrays["geometry"][:, 0, None, None]
     distance = records.recorded(run).arrays["distance"][:, 1:]
@@ -424,12 +271,5 @@ def figure_four_worst(records: RunStore, run: str) -> np.ndarray:
     return (distance / (6 * config.beta * rate * t * apart)).max((0, 1))
 
 
-RUNS = (
-    steps_run,
-    counterexample_run,
-    sweep_run,
-    saturation_run,
-    full_run,
-    real_run,
-)
+RUNS = (steps_run, counterexample_run, sweep_run, saturation_run, full_run, real_run)
 MEASURES = (sweep_worst, counterexample_holds, event_holds, figure_four_worst)
