@@ -39,7 +39,6 @@ class Setting:
     eta = property(lambda s: s.rate or s.d**0.5 / s.power / (72 * s.beta_prime**2 * s.c_n * 20))
     beta = property(lambda s: s.beta_prime / s.d**0.5)
     c_n = property(lambda s: 0.5 + s.root_trace)  # c_n′ = max ‖μ±‖ + Tr(Σ±)^½
-    c_v = property(lambda s: s.root_trace**2 / s.d * s.power**2 / s.d**0.5)  # ‖Σ±‖ d^(2v − ½)
 
     def __post_init__(self) -> None:
         if not (self.power > 1 and self.d > 1):

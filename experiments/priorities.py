@@ -110,15 +110,14 @@ def figure_5_run(records: RunStore, which: int) -> Run:
 
 
 def pairs_run(records: RunStore) -> Run:
-    """T2: all pairs of ``all_behaviors``, by gradient descent: ``pairs``, ``loss`` (pairs, 2, t)."""
+    """T2: all pairs of behaviors by gradient descent. Arrays: ``pairs``, ``loss`` (pairs, 2, t)."""
     behaviors = all_behaviors(records.config)
     pairs = list(combinations(range(len(behaviors)), 2))
 
     def make() -> dict[str, np.ndarray]:
-        losses = []
-        for start in range(0, len(pairs), 11):  # eleven at a time, for the memory
-            some = [[behaviors[j] for j in pair] for pair in pairs[start : start + 11]]
-            losses.append(_trained(records, some)["loss"][:, :, 0, :, 0])
+        mixed = [[behaviors[j] for j in pair] for pair in pairs]
+        some = [mixed[start : start + 11] for start in range(0, len(mixed), 11)]  # for the memory
+        losses = [_trained(records, x)["loss"][:, :, 0, :, 0] for x in some]
         return {"pairs": np.array(pairs), "loss": np.concatenate(losses).astype(np.float32)}
 
     return _recorded(records, "t2-pairs", behaviors, {"sampling": "full"}, make)

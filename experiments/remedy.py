@@ -45,12 +45,10 @@ def head_run(records: RunStore, behaviors: Sequence[str]) -> Run:
         g, labels, group = priorities.trained_on(records, behaviors)
 
         def measured(path: np.ndarray) -> np.ndarray:
-            found = [
-                mixtures.loss_decreases(
-                    path, whole.g[part], whole.labels[part], whole.group[part], config.beta
-                )
-                for part in (whole.train, ~whole.train)
-            ]
+            found, columns = [], (whole.g, whole.labels, whole.group)
+            for part in (whole.train, ~whole.train):
+                selected = (column[part] for column in columns)
+                found.append(mixtures.loss_decreases(path, *selected, config.beta))
             return np.log(2) - np.stack(found, 1)
 
         sizes, first = np.bincount(group), shares(records, behaviors)
@@ -117,10 +115,7 @@ def _recorded(records: RunStore, behaviors: Sequence[str], name: str, settings, 
 
 
 def full_runs(records: RunStore, letter: str, name: str) -> dict[str, Run]:
-    """Full fine-tuning on pair "(a)" or "(b)", as it is and resampled, at the rate of that name.
-
-    Both with the configuration's first seed.
-    """
+    """Full fine-tuning on pair "(a)" or "(b)" at a named rate, first seed: as it is, resampled."""
     config, pair = records.config, mixture_behaviors(records.config)[letter]
     rate, seed = full_finetuning.rates(records, config.beta)[name], config.full_seeds[0]
     return {

@@ -331,7 +331,8 @@ for name, s in learning_guarantees.breaks(config.tier).items():
     assert all(s.conditions().values())
     cosine, bound = drawn[name][:, 1], s.bound(1)
     gamma, sigma = s.n / s.d**0.5, s.root_trace**2 / s.d  # ‖Σ±‖
-    means = np.log10(4) - gamma / (4 * s.c_v) / np.log(10)
+    c_v = sigma * s.power**2 / s.d**0.5
+    means = np.log10(4) - gamma / (4 * c_v) / np.log(10)
     norms = np.log10(s.n) - s.c_n**2 / (2 * sigma) / np.log(10)
     broken = int((cosine < bound).sum())
     assert broken == len(cosine)
@@ -590,6 +591,36 @@ pd.DataFrame([r[key][at] for key in pairs], columns, at).T.round(4)
 # $\tanh 0 = 0$, $\theta$ decreases with $|m|$, so $1-\theta_i$ is at most its value there, with $E_t$ for $\|e_t\|$ by induction. ∎
 # ````
 #
+# Both recursions, plainly, on the behavior of the last check, against the library, which solves the linear regime in closed form:
+
+
+# %%
+def linear_and_tube(g, labels, eta, beta, steps):
+    """δ_t of the linear regime (steps + 1, d) and E_t (steps + 1,)."""
+    a, norms = labels[:, None] * g, np.linalg.norm(g, axis=1)
+    C, b_hat = g.T @ g / len(g), 2 * a.mean(0)
+    scale = eta * beta * np.sqrt(np.linalg.eigvalsh(C)[-1]) / 4
+    path, E = [np.zeros(g.shape[1])], [0.0]
+    for _ in range(steps):
+        m = 2 * beta * a @ path[-1]
+        theta = theory.theta(np.abs(m) + 2 * beta * norms * E[-1])
+        E.append(E[-1] + scale * np.sqrt(np.mean(((1 - theta) * m) ** 2)))
+        step = eta * beta / 4 * b_hat - eta * beta**2 / 2 * C @ path[-1]
+        path.append(path[-1] + step)
+    return np.array(path), np.array(E)
+
+
+# %%
+linear, E = linear_and_tube(g, labels, eta, beta, 100)
+spectrum, norms = theory.spectrum(g), np.linalg.norm(g, axis=1)
+library = theory.linearization_error_bound(
+    spectrum, labels, norms, eta, beta, 100
+)
+assert np.allclose(linear, library[0] @ spectrum.right, rtol=0, atol=1e-8)
+assert np.allclose(E, library[2], rtol=1e-6)
+assert (np.linalg.norm(path - linear, axis=1) <= E + 1e-9).all()
+
+# %% [markdown]
 # {numref}`fig-tube` compares $E_t$ with the true error on the behaviors of {ref}`case-study`. At $t = 1$ the linear regime is exact. (We use the run behind it, `certificate_run`,
 # from here to the end. For each behavior's training statements it holds the proven bounds and what gradient descent does.)
 
@@ -673,11 +704,9 @@ for count in (100, 1000, 10_000):
 # The cell writes out bounds 1 and 2 from the linear regime and $E_t$; the certificate is at least as sharp at every step.
 
 # %%
-how, spectrum = dict(learning_rate=eta, beta=beta), theory.spectrum(g)
-linear, m, E = theory.linearization_error_bound(
-    spectrum, labels, np.linalg.norm(g, axis=1), eta, beta, 100
-)
-f, slope = theory.loss_decrease(m).mean(1), beta / 2 * signal.b_norm
+how, m = dict(learning_rate=eta, beta=beta), 2 * beta * labels * (linear @ g.T)
+f = np.log(2) - np.logaddexp(0, -m).mean(1)
+slope = beta / 2 * signal.b_norm
 low = f - slope * E
 high = f + slope * E + beta**2 * signal.lambda_max / 2 * E**2
 moved = np.sqrt(2) * np.linalg.norm(linear, axis=1)

@@ -128,6 +128,16 @@ def test_counterexample_c_needs_no_chance():
         assert -np.sqrt(1 - moved**2) < s.bound(np.array(1))
 
 
+def test_a_setting_draws_what_it_says():
+    s = chapter.Setting(2000, 4000, 26, 1.5, 0.6, 3.0)
+    g, labels, w, b = s.draw(0)
+    assert w @ b / np.linalg.norm(w) == pytest.approx(0.6)
+    assert np.linalg.norm(w) == pytest.approx(3)
+    around = g - labels[:, None] * b / 2
+    assert (around**2).sum(1).mean() == pytest.approx(1.5**2, rel=0.01)
+    assert s.c_n == 2 and np.linalg.norm(b / 2) + 1.5 == pytest.approx(s.c_n)
+
+
 def test_settings_say_what_fails():
     good = chapter.Setting(4096, 100, 26, 1.0, 0.0, 1.0)
     assert all(good.conditions().values())
