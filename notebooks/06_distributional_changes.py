@@ -10,20 +10,22 @@
 # (distributional-changes)=
 # # What training does to hidden states
 #
-# **You will see** the hidden states of five behaviors before and after full fine-tuning: as pictures, fitted in two ways, and what neither
-# of them can show; and as numbers in the original space. How far apart are the two sides, how wide is each, which ratio
-# of the two means something, and does a linear classifier find more than it did before, on statements that were not trained on?
+# **You will see** the hidden states of five behaviors before and after full fine-tuning. First as
+# pictures, fitted in two ways, and what neither can show. Then as numbers in the original space: how
+# far apart are the two sides, how wide is each, and which ratio of the two is meaningful? Finally, does a linear
+# classifier find more than before, on statements that were not trained on?
 #
-# **It takes** fifteen minutes to read and about a minute to run. **It needs** the recorded runs of {ref}`full-finetuning`,
-# which comes before it; nothing is trained here that is not trained there.
+# **It takes** twenty minutes to read and about a minute to run. **It needs** the recorded runs of
+# {ref}`full-finetuning`, which comes before it; nothing is trained here that is not trained there.
 #
 # This page follows §5.2 and Appendices D.2 and E of {cite:t}`im2024understanding`: Figures 8 and 20 to 26.
 #
 # ```{admonition} What differs from the paper
 # :class: note
-# The model and the two learning rates are those of {ref}`full-finetuning`: the paper's rate, and one scaled to the model by a rule.
-# The paper gives pictures here and no numbers; we add the numbers. Hidden states after training are recorded for one
-# seed, so how much another seed would change is not known.
+# The model and the two learning rates are those of {ref}`full-finetuning`: the paper's rate, and one
+# scaled to the model by a rule. The paper gives pictures here and no numbers; we add the numbers.
+# Hidden states after training are recorded for one seed, so we do not know how much another seed would
+# change.
 # ```
 
 # %% tags=["parameters"]
@@ -37,17 +39,20 @@ full_batch_size = None
 device = None
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from experiments import distributional_changes, full_finetuning
 from IPython.display import Markdown, display
 from ledger.config import configure
 from ledger.store import RunStore
+from sklearn.linear_model import LogisticRegression
 from workflow import claims
 
 from dpo_helpers import plots
-from dpo_helpers.states import geometry, umap_2d
+from dpo_helpers.states import umap_2d
 
+plots.use_style()
 config = configure(globals())
 records = RunStore(config)
 
@@ -57,86 +62,151 @@ display(Markdown(records.header()))
 # %% [markdown]
 # ## Two claims, and pictures
 #
-# Of all behaviors §5.2 says that "the positive and negative examples generally become more distinguishable after DPO, and
-# their distributions are more concentrated as their ratios of variance to distinguishability are reduced".
-# The evidence is one pair of pictures a behavior: before, after. How they were made the captions do not say. Figure 2 has
-# UMAP {cite:p}`mcinnes2018umap`, so we take that; but to what shall it be fitted, to each cloud by itself or to both at once?
+# §5.2 says of all behaviors that "the positive and negative examples generally become more
+# distinguishable after DPO, and their distributions are more concentrated as their ratios of variance
+# to distinguishability are reduced". The evidence is one pair of pictures per behavior: before and
+# after. The captions do not say how they were made. Figure 2 has UMAP {cite:p}`mcinnes2018umap`, so we use UMAP. But
+# what should it be fitted to, each cloud by itself or both at once?
 #
-# The states are those of all statements of a behavior, as in the paper, after one epoch on nine tenths of them.
-# `trained_run` of {ref}`full-finetuning` records what became of them, and `experiments.distributional_changes` reads it.
+# The states are those of all statements of a behavior, as in the paper, after one epoch on nine
+# tenths of them. `trained_run` of {ref}`full-finetuning` records what became of them.
 
 # %%
 first = config.behaviors[0]
 states = {behavior: records.states(behavior) for behavior in config.behaviors}
 runs = distributional_changes.trained(records, config.behaviors, config.beta)
 rates = full_finetuning.rates(records, config.beta)
-print(
-    f"β = {config.beta:g};", {name: f"η = {x:g}" for name, x in rates.items()}
-)
+print(f"β = {config.beta:g}", {name: f"η = {x:g}" for name, x in rates.items()})
+print({k: x.shape for k, x in next(iter(runs.values())).items()})
 
 # %% [markdown]
-# {numref}`fig-eight` gives each cloud a map of its own, {numref}`fig-eight-joint` one map to both. Green is where Yes is
-# preferred. Compare the two: how much has training changed?
+# {numref}`fig-eight` gives each cloud a map of its own, {numref}`fig-eight-joint` one map to both. Green
+# marks statements where Yes is preferred. Compare the two: how much has training changed?
+
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Hidden states of the first behavior before and after training (the paper's Figure 8), each cloud fitted by itself.", "name": "fig-eight"}, "image": {"alt": "A scatter plot of hidden states flattened by UMAP before training, and one after training for each learning rate. Green discs are statements to be answered Yes, grey crosses those to be answered No."}}
-labels = states[first].labels
-own = {name: runs[first, rate] for name, rate in rates.items()}
-panels = {"before": next(iter(own.values()))["separate"][0]}
-panels |= {f"after ({k} η)": run["separate"][1] for k, run in own.items()}
-plots.planes({name: (points, labels) for name, points in panels.items()})
+def draw(panels, ncols):
+    """One panel a title: points (n, 2), or (2, n, 2) with before in pale; labels."""
+    nrows = -(-len(panels) // ncols)
+    wide = 7.4 / max(ncols, 2)
+    fig, axes = plt.subplots(
+        nrows, ncols, figsize=(wide * ncols, wide * nrows + 0.6), squeeze=False
+    )
+    sides = ((1, "o", plots.YES, "Yes"), (-1, "x", plots.NO, "No"))
+    for ax, (title, (points, labels)) in zip(
+        axes.flat, panels.items(), strict=True
+    ):
+        *before, after = points if points.ndim == 3 else [points]
+        for side, marker, color, name in sides:
+            how = dict(s=7, marker=marker, color=color, rasterized=True)
+            for cloud in before:
+                ax.scatter(*cloud[labels == side].T, **how, alpha=0.15)
+            ax.scatter(*after[labels == side].T, **how, alpha=0.7, label=name)
+        ax.set(title=title, xticks=[], yticks=[])
+    for handle in plots.legend_below(fig, axes[0, 0]).legend_handles:
+        handle.set_sizes([40])
+    plt.show()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same states, before (pale) and after (strong), fitted together.", "name": "fig-eight-joint"}, "image": {"alt": "For each learning rate one scatter plot with the hidden states before training in pale and after training in strong colours, on one map. Most of the pale points lie apart from the strong ones."}}
-plots.planes({f"both ({k} η)": (r["joint"], labels) for k, r in own.items()})
+
+labels = states[first].labels
+own = {f"after, η = {x:g}": runs[first, x] for x in rates.values()}
+panels = {"before": (next(iter(own.values()))["separate"][0], labels)}
+panels |= {title: (run["separate"][1], labels) for title, run in own.items()}
+draw(panels, len(panels))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same states, before (pale) and after (strong), fitted together.", "name": "fig-eight-joint"}, "image": {"alt": "For each learning rate one scatter plot with the hidden states before training in pale and after training in strong colors, on one map. Most of the pale points lie apart from the strong ones."}}
+draw(
+    {k.replace("after", "both"): (x["joint"], labels) for k, x in own.items()},
+    len(own),
+)
 
 # %% [markdown]
 # (ev-blind)=
 # ### What neither picture can show
 #
-# UMAP looks at each statement's nearest neighbours, and measures their distances in units of its own: relative to how far away the
-# nearest are. So take the states before training and change them in two ways of which we know everything:
+# UMAP looks at the nearest neighbors of each statement. It measures their distances relative to how
+# far away the nearest ones are. So take the states before training and change them in two ways that we fully know:
 #
-# - All states **four times as long**. Distinguishability is four times what it was, the variance sixteen times.
-# - All states **moved by one vector**. Nothing has changed that either claim is about.
+# - All states become **four times as long**. Distinguishability is four times as large, the variance
+#   sixteen times.
+# - All states are **shifted by one vector**. Nothing that either claim is about has changed.
+
 
 # %%
-g, m = states[first].g, geometry(states[first].g, labels)
-larger = geometry(4 * g, labels)
-print(f"‖b̂‖ {m.distinguishability:.2f} → {larger.distinguishability:.2f}")
-print(f"‖Σ̂±‖ {m.cov_norm:.2f} → {larger.cov_norm:.2f}")
+def measured(g, labels):
+    """‖b̂‖, ‖Σ̂‖ and Tr Σ̂ of states g (n, d), the larger of the two sides."""
+    sides = [g[labels == side] for side in (1, -1)]
+    b = sides[0].mean(0) - sides[1].mean(0)
+    covariances = [np.cov(rows.T, bias=True) for rows in sides]  # (d, d)
+    norm = max(np.linalg.eigvalsh(x)[-1] for x in covariances)
+    return np.linalg.norm(b), norm, max(map(np.trace, covariances))
+
+
+g = states[first].g
+(b_norm, variance, _), larger = measured(g, labels), measured(4 * g, labels)
+print(f"‖b̂‖ {b_norm:.2f} → {larger[0]:.2f}")
+print(f"‖Σ̂±‖ {variance:.2f} → {larger[1]:.2f}")
 same, again = umap_2d(g), umap_2d(4 * g)
 print("the map of its own moves by", abs(again - same).max())
 assert np.array_equal(again, same)
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left the map of g, which is that of 4g; right g and g + c, fitted together.", "name": "fig-blind"}, "image": {"alt": "Two scatter plots. Left one cloud of green discs and grey crosses. Right two islands of the same shape and mixture, one pale and one strong."}}
 moved = umap_2d(np.concatenate([g, g + 1])).reshape(2, -1, 2)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left the map of g, which is also the map of 4g; right g and g + c, fitted together.", "name": "fig-blind"}, "image": {"alt": "Two scatter plots. Left one cloud of green discs and grey crosses. Right two islands of the same shape and mixture, one pale and one strong."}}
 pictures = {"g, and 4g": same, "g (pale) and g + c (strong)": moved}
-plots.planes({name: (points, labels) for name, points in pictures.items()})
+draw({name: (points, labels) for name, points in pictures.items()}, 2)
 
 # %% [markdown]
-# A map fitted to one cloud cannot show that the cloud grew: that of $4g$ is that of $g$, to the last digit. So pictures side by
-# side, each fitted by itself, are no evidence for a larger distance, nor against it. One map for both can show
-# motion; but a motion that all statements share, which says nothing of the preference, tears it in two islands
-# ({numref}`fig-blind`, right), and within an island distances are local again. It is
-# a picture of whatever moved most.
+# A map fitted to one cloud cannot show that the cloud grew: the map of $4g$ equals the map of $g$, to the last digit. So
+# pictures side by side, each fitted by itself, are no evidence for a larger distance, nor against
+# it. One map for both can show motion. But a motion shared by all statements, which says nothing
+# about the preference, splits it into two islands ({numref}`fig-blind`, right). Within an island distances are
+# local again. The map shows whatever moved most.
 #
-# Neither map has axes, or distances that mean the same at two places. From here on no coordinate of a picture is used.
+# Neither map has axes, or distances that mean the same at two places. From here on we use no
+# coordinate of a picture.
 
 # %% [markdown]
 # (ev-measured-change)=
 # ## How far apart, how wide
 #
-# All that the claims are about can be measured in the original space of $d$ dimensions. Write
-# $\hat b = \hat\mu_+ - \hat\mu_-$, so that $\|\hat b\|$ is the distinguishability, and $\|\hat\Sigma\|$ for the larger of $\|\hat\Sigma_+\|$ and $\|\hat\Sigma_-\|$,
-# the variance in the direction in which it is largest. §5.2 does not define its variance; $\|\Sigma_\pm\|$ is what the theorems bound, and what the text after
-# Theorem 4.2 calls so. We take this reading for the paper's ratio,
+# Everything the claims are about can be measured in the original space of $d$ dimensions. Write
+# $\hat b = \hat\mu_+ - \hat\mu_-$, so that $\|\hat b\|$ is the distinguishability. Write $\|\hat\Sigma\|$
+# for the larger of $\|\hat\Sigma_+\|$ and $\|\hat\Sigma_-\|$, the variance in the direction in which it
+# is largest. §5.2 does not define its variance, and prints no formula for its ratio. $\|\Sigma_\pm\|$
+# is what the theorems bound, and what the text after Theorem 4.2 calls variance. So we first read the paper's
+# ratio as
 #
-# $$q_1 = \frac{\|\hat\Sigma\|}{\|\hat b\|} ,$$
+# $$q_1 = \frac{\|\hat\Sigma\|}{\|\hat b\|} .$$
 #
-# and show beside it the other one that is common, with the variance in all directions, ${\rm Tr}\,\hat\Sigma_\pm$. Before → after, all statements of a behavior,
-# a row a run:
+# Beside it we show another common reading, with the variance in all directions, ${\rm Tr}\,\hat\Sigma_\pm$. The
+# next section has two further readings.
 
-# %% tags=["hide-input"]
-found = {key: distributional_changes.spread(run) for key, run in runs.items()}
+
+# %%
+def spread(run):
+    """Each (2, 2): before and after training, all and held-out statements."""
+    b, variance, trace = (
+        np.asarray(run[what], np.float64)
+        for what in ("apart", "covariance", "trace")
+    )
+    q2 = variance / b**2
+    found = {"‖b̂‖": b, "‖Σ̂‖": variance, "q₁": variance / b}
+    found |= {"Tr Σ̂/‖b̂‖": trace / b, "q₂": q2, "1/(1 + 4q₂)": 1 / (1 + 4 * q2)}
+    return found | {"Tr Σ̂/‖Σ̂‖": trace / variance}
+
+
+found = {key: spread(run) for key, run in runs.items()}
+for (behavior, rate), run in runs.items():
+    theirs = distributional_changes.spread(run).values()
+    assert np.allclose([*found[behavior, rate].values()], [*theirs])
+    recorded = [run[what][0, 0] for what in ("apart", "covariance", "trace")]
+    s = states[behavior]
+    assert np.allclose(measured(s.g, s.labels), recorded, rtol=1e-4)
+
+# %% [markdown]
+# Before → after, for all statements of a behavior. A row is a run.
+
+# %%
 index = pd.MultiIndex.from_tuples(
     [(plots.short(name, 30), f"{rate:g}") for name, rate in found],
     names=["behavior", "η"],
@@ -149,361 +219,394 @@ def arrows(what, part=0, form=".3g"):
     return [f"{old:{form}} → {new:{form}}" for old, new in values]
 
 
-columns = {
-    "‖b̂‖": "apart",
-    "‖Σ̂‖": "covariance",
-    "q₁": "q1",
-    "Tr Σ̂/‖b̂‖": "total",
-}
-pd.DataFrame({k: arrows(v) for k, v in columns.items()}, index=index)
-
-
-# %% tags=["hide-input"]
-def counted(what, larger):
-    """In how many runs it rose or fell, and the range of after over before."""
-    ratio = np.array([x[what][1, 0] / x[what][0, 0] for x in found.values()])
-    count = ((ratio > 1) == larger).sum()
-    word = "larger" if larger else "smaller"
-    return (
-        f"{word} after training in **{count}** of {len(ratio)} runs "
-        f"(after over before: {ratio.min():.3g} to {ratio.max():.3g})"
-    )
-
-
-lengths = np.concatenate([np.linalg.norm(s.g, axis=1) for s in states.values()])
-display(
-    Markdown(
-        f"Distinguishability is {counted('apart', True)}; the variance is "
-        f"{counted('covariance', True)}; the paper's ratio q₁ is "
-        f"{counted('q1', False)}, and with the trace it is "
-        f"{counted('total', False)}. Before training a hidden state is "
-        f"{lengths.mean():.1f} long, with a standard deviation of "
-        f"{lengths.std():.2f}."
-    )
-)
+columns = ("‖b̂‖", "‖Σ̂‖", "q₁", "Tr Σ̂/‖b̂‖")
+pd.DataFrame({what: arrows(what) for what in columns}, index=index)
 
 # %% [markdown]
-# Could the states simply have grown? No: $g$ is what the final norm leaves, so its length is fixed but for the norm's gain,
-# and AdamW moves a gain by about $\eta$ a step. What parts the means is direction, and $\|\hat b\|$ can
-# hardly exceed twice the length of a state. That also ties the two claims together: as the mean of $\|g\|^2$ over a side is
-# $\|\hat\mu_\pm\|^2 + {\rm Tr}\,\hat\Sigma_\pm$, a side that spreads has a shorter mean.
+# In how many of these runs does each quantity rise or fall, and by which factor, after over before?
+
+
+# %%
+def factors(what):
+    """After over before, a value a run."""
+    return np.array([x[what][1, 0] / x[what][0, 0] for x in found.values()])
+
+
+rows = {
+    what: {
+        "rises": (factors(what) > 1).sum(),
+        "falls": (factors(what) < 1).sum(),
+        "smallest factor": f"{factors(what).min():.3g}",
+        "largest factor": f"{factors(what).max():.3g}",
+    }
+    for what in (*columns, "q₂")
+}
+lengths = np.concatenate([np.linalg.norm(s.g, axis=1) for s in states.values()])
+print(
+    f"length of a state before training: {lengths.mean():.1f} ± {lengths.std():.2f}"
+)
+pd.DataFrame(rows).T.rename_axis(f"{len(found)} runs")
+
+# %% [markdown]
+# Could the states simply have become longer? No: $g$ is the output of the final norm, so its length
+# is fixed up to the norm's gain, and AdamW moves a gain by about $\eta$ per step. What separates the means
+# is direction, and $\|\hat b\|$ can hardly exceed twice the length of a state. This also ties the two
+# claims together: the mean of $\|g\|^2$ over a side is
+# $\|\hat\mu_\pm\|^2 + {\rm Tr}\,\hat\Sigma_\pm$, so a side that spreads has a shorter mean.
 
 # %% [markdown]
 # (ev-two-ratios)=
 # ## Which ratio?
 #
-# A variance is the square of a length, so $q_1$ is itself a length. Multiply all hidden states by $c$ and divide the
-# unembedding by $c$: every answer of the model is as before, and $q_1$ is $c$ times what it was. Two ratios
-# do not have this flaw,
+# A variance is the square of a length, so $q_1$ is itself a length. Multiply all hidden states by $c$
+# and divide the unembedding by $c$: every answer of the model stays the same, and $q_1$ becomes $c$ times
+# as large. Two ratios do not have this flaw,
 #
-# $$q_2 = \frac{\|\hat\Sigma\|}{\|\hat b\|^2}, \qquad v = \frac{\max_\pm \hat u\cdot\hat\Sigma_\pm\hat u}{\|\hat b\|^2} \le q_2, \qquad \hat u = \frac{\hat b}{\|\hat b\|} :$$
+# $$q_2 = \frac{\|\hat\Sigma\|}{\|\hat b\|^2}, \qquad v = \frac{\max_\pm \hat u\cdot\hat\Sigma_\pm\hat u}{\|\hat b\|^2} \le q_2, \qquad \hat u = \frac{\hat b}{\|\hat b\|} .$$
 #
-# $v$ asks only for the variance *along* $\hat b$, where the two sides are to be told apart. (Should "variance" in §5.2 stand for a standard
-# deviation, the ratio is $\sqrt{q_2}$. So the choice between $q_1$ and $q_2$ is also one between two readings of the paper.)
+# $v$ uses only the variance *along* $\hat b$, the direction that separates the two sides. (If "variance" in §5.2
+# means a standard deviation, the ratio is $\sqrt{q_2}$. So choosing between $q_1$ and $q_2$ is
+# also choosing between two readings of the paper.)
 #
 # ```{prf:proposition} What the ratios say
 # :label: prop-ratios
 #
 # For any hidden states of two sides with $\hat b \ne 0$:
 #
-# 1. If all states are multiplied by $c > 0$, then $q_1$ becomes $c\,q_1$; $q_2$ and $v$ stay.
-# 2. If the part of every state along $\hat b$ is stretched by $c \ge 1$, $g \mapsto g + (c - 1)(\hat u\cdot g)\,\hat u$, then $v$ stays, and
-#    every statement stays nearer to the same of the two means; $q_2$ does not rise; and $q_1$ becomes $c\,\|\hat b\|\,v$ at least, so rises
-#    beyond all bounds if $v > 0$.
-# 3. Of the statements of either side a share of at least $\dfrac1{1 + 4v} \ge \dfrac1{1 + 4q_2}$ is nearer to the mean of its own side than to
-#    that of the other.
+# 1. If all states are multiplied by $c > 0$, then $q_1$ becomes $c\,q_1$; $q_2$ and $v$ do not change.
+# 2. If the part of every state along $\hat b$ is stretched by $c \ge 1$, $g \mapsto g + (c - 1)(\hat u\cdot g)\,\hat u$, then
+#    $v$ does not change, and every statement stays nearer to the same one of the two means; $q_2$ does not rise; and $q_1$
+#    becomes at least $c\,\|\hat b\|\,v$, so it grows without bound if $v > 0$.
+# 3. Of the statements of either side, a share of at least $\dfrac1{1 + 4v} \ge \dfrac1{1 + 4q_2}$ is nearer to the mean of its own
+#    side than to that of the other.
 # ```
 #
 # `````{dropdown} Proof
 # (1) $\hat b$ is multiplied by $c$, $\hat\Sigma_\pm$ by $c^2$.
 #
 # (2) Let $S = I + (c - 1)\,\hat u\hat u^\top$. The means are mapped by $S$ too, so $\hat b$ becomes $S\hat b = c\,\hat b$, with the same $\hat u$, and
-# $\hat\Sigma_\pm$ becomes $S\hat\Sigma_\pm S$. As $S\hat u = c\,\hat u$, the variance along $\hat u$ is multiplied by $c^2$, and $v$ stays. A statement is nearer to
+# $\hat\Sigma_\pm$ becomes $S\hat\Sigma_\pm S$. As $S\hat u = c\,\hat u$, the variance along $\hat u$ is multiplied by $c^2$, and $v$ does not change. A statement is nearer to
 # $\hat\mu_+$ if and only if $\hat b\cdot(g - \frac12(\hat\mu_+ + \hat\mu_-)) > 0$; the stretch multiplies the left side by $c^2$.
 # Since $\|S\| = c$, $\|S\hat\Sigma_\pm S\| \le c^2\|\hat\Sigma_\pm\|$: so $q_2$ does not rise. And $\|S\hat\Sigma_\pm S\| \ge \hat u\cdot S\hat\Sigma_\pm S\hat u = c^2\,\hat u\cdot\hat\Sigma_\pm\hat u$;
 # divide the larger one by $c\,\|\hat b\|$.
 #
 # (3) Draw a statement of the side $+$; let $X = \hat u\cdot(g - \hat\mu_+)$, which has mean 0 and a variance of at most $v\|\hat b\|^2$. It is not nearer to its own mean only
 # if $X \le -\|\hat b\|/2$. By Cantelli's inequality the probability of that is at most
-# $v\|\hat b\|^2/(v\|\hat b\|^2 + \|\hat b\|^2/4) = 4v/(1 + 4v)$. Likewise for the other side. ∎
+# $v\|\hat b\|^2/(v\|\hat b\|^2 + \|\hat b\|^2/4) = 4v/(1 + 4v)$. The same holds for the other side. ∎
 # `````
 #
-# So a larger $q_1$ need not mean that anything is told apart less well: stretch the states far enough along $\hat b$ and it is larger, while all is
-# as it was. Here are the states before training, the first behavior's. The last column is the held-out accuracy of
-# a linear classifier, to which we come back.
+# So a larger $q_1$ need not mean that the sides are harder to tell apart. Stretch the states far enough
+# along $\hat b$: $q_1$ rises, and nothing else changes. The next cells do that with the first behavior's states before training.
+# The last column is the held-out accuracy of a linear classifier, a topic of {ref}`ev-separable-change`.
 
-# %% tags=["hide-input"]
-distributional_changes.stretches(states[first]).round(3)
+
+# %%
+def along(g, labels):
+    """v, and the share of states nearer to the mean of their own side."""
+    means = [g[labels == side].mean(0) for side in (1, -1)]
+    b, middle = means[0] - means[1], (means[0] + means[1]) / 2
+    places = (g - middle) @ b / np.linalg.norm(b)  # along û, 0 in the middle
+    variance = max(places[labels == side].var() for side in (1, -1))
+    return variance / (b @ b), (places * labels > 0).mean()
+
+
+def stretched(g, labels, factor):
+    """g (n, d) with its part along b̂ ``factor`` times as long."""
+    b = g[labels == 1].mean(0) - g[labels == -1].mean(0)
+    unit = b / np.linalg.norm(b)
+    return g + (factor - 1) * np.outer(g @ unit, unit)
+
+
+# %%
+def probe_accuracy(g, labels, train):
+    """Held-out accuracy of logistic regression on standardized states."""
+    x = (g - g[train].mean(0)) / g[train].std(0)
+    probe = LogisticRegression(max_iter=2000).fit(x[train], labels[train])
+    return probe.score(x[~train], labels[~train])
+
+
+s, rows = states[first], {}
+for factor in (1, 4, 16):
+    g = stretched(s.g, s.labels, factor)
+    (b_norm, variance, _), (v, nearer) = measured(g, labels), along(g, labels)
+    assert np.allclose((v, nearer), distributional_changes.along(g, labels))
+    assert np.allclose((v, nearer), along(s.g, labels))  # (2): no change
+    assert nearer >= 1 / (1 + 4 * v) and v <= variance / b_norm**2
+    row = {"‖b̂‖": b_norm, "q₁": variance / b_norm, "q₂": variance / b_norm**2}
+    row |= {"v": v, "nearer to its own mean": nearer}
+    row["linear classifier"] = probe_accuracy(g, labels, s.train)
+    rows[f"stretched {factor:g} times"] = row
+pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# A warning on $q_2$: it may *fall* by a stretch, down to $v$. So a lower $q_2$ alone is no proof that training has done more than
-# stretch. But the runs allow one: they record no $v$, yet $v \le q_2$. Where $q_2$ after training lies below
-# $v$ before, $v$ has fallen, and no scaling or stretch can do that.
+# One caution about $q_2$: a stretch can *lower* it, down to $v$. So a lower $q_2$ alone does not prove that
+# training did more than stretch. But the runs allow a proof. They record no $v$, yet $v \le q_2$. Where
+# $q_2$ after training is below $v$ before, $v$ has fallen, and no scaling or stretch can do that.
 
-# %% tags=["hide-input"]
-before = [
-    distributional_changes.along(states[name].g, states[name].labels)[0]
-    for name, _ in found
-]
-after = np.array([x["q2"][1, 0] for x in found.values()])
-table = pd.DataFrame({"q₂": arrows("q2")}, index=index)
-table["v before"] = np.round(before, 3)
+# %%
+before = [along(states[b].g, states[b].labels)[0] for b, _ in found]
+after = np.array([x["q₂"][1, 0] for x in found.values()])
 proven = after < before
+table = pd.DataFrame({"q₂": arrows("q₂")}, index=index)
+table["v before"] = np.round(before, 3)
 table["v has fallen"] = np.where(proven, "proven", "open")
-table["1/(1 + 4q₂)"] = arrows("certain", form=".0%")
-table["Tr Σ̂/‖Σ̂‖"] = arrows("directions", form=".1f")
+table["1/(1 + 4q₂)"] = arrows("1/(1 + 4q₂)", form=".0%")
+table["Tr Σ̂/‖Σ̂‖"] = arrows("Tr Σ̂/‖Σ̂‖", form=".1f")
+print(f"v has fallen: proven for {proven.sum()} of {len(proven)} runs")
 display(table)
-display(
-    Markdown(
-        f"q₂ is {counted('q2', False)}. That the variance along b̂ has "
-        f"fallen against the squared distance is proven for **{proven.sum()}** of {len(proven)} runs."
-    )
-)
 
 # %% [markdown]
-# The column $1/(1 + 4q_2)$ is what {prf:ref}`prop-ratios` makes certain: at least this share of either side is nearer to its own mean.
-# Below a half it says nothing.
+# The column $1/(1 + 4q_2)$ is what {prf:ref}`prop-ratios` guarantees: at least this share of either
+# side is nearer to its own mean. A value below a half says nothing.
 #
-# The last column tells in about how many directions a side spreads. Near 1 it is a line: the statements of a side
-# then differ in how far training has moved them and in little else. That is how $q_1$ can rise: if statement $i$ moves by $s_i a_i$ along one direction,
-# $\|\hat b\|$ grows with the mean of the $a_i$, and $\|\hat\Sigma\|$ with their variance, so with the *square* of how far they
-# move. Which of the two wins is a matter of how evenly the statements move, and of how far; {ref}`ex-even` has the condition.
+# The last column estimates in how many directions a side spreads. Near 1 it is a line: the statements of a
+# side then differ in how far training has moved them, and in little else. That is how $q_1$ can rise.
+# If statement $i$ moves by $s_i a_i$ along one direction, $\|\hat b\|$ grows with the mean of the $a_i$.
+# $\|\hat\Sigma\|$ grows with their variance, that is, with the *square* of how far they move. Which one wins depends on how
+# evenly the statements move, and on how far; {ref}`ex-even` has the condition.
 
 # %% [markdown]
 # (ev-held-out-change)=
 # ## Statements that were not trained on
 #
-# One epoch sees nine tenths of the statements. Did only these move apart? The distance of held-out means is not comparable as it
-# stands: means of few statements are noisy, and
+# One epoch sees nine tenths of the statements. Did only these move apart? The distance of the
+# held-out means is not directly comparable, since means of few statements are noisy:
 #
-# $$\mathbb E\|\hat b\|^2 = \|b\|^2 + \frac{{\rm Tr}\,\Sigma_+}{n_+} + \frac{{\rm Tr}\,\Sigma_-}{n_-},$$
+# $$\mathbb E\|\hat b\|^2 = \|b\|^2 + \frac{{\rm Tr}\,\Sigma_+}{n_+} + \frac{{\rm Tr}\,\Sigma_-}{n_-}.$$
 #
-# so that the fewer they are, the larger their distance comes out. `denoised` takes the noise off. (Of the two traces the larger is recorded and stands for
-# both, so a little too much is taken.)
+# The fewer the statements, the larger the distance comes out. `denoised` subtracts the noise. (Only
+# the larger of the two traces is recorded. It stands for both, so slightly too much is subtracted.)
 
-# %% tags=["hide-input"]
-table = pd.DataFrame(
-    {"all": arrows("apart"), "held-out": arrows("apart", 1)}, index=index
-)
-clean = np.array(
-    [
-        distributional_changes.denoised(
-            run, states[name].labels, states[name].train
+
+# %%
+def denoised(apart, trace, counts):
+    """‖b̂‖ without the noise of means of ``counts`` (n₊, n₋) states; at least 0."""
+    noise = trace * sum(1 / (n - 1) for n in counts)
+    return np.sqrt(np.maximum(0, apart**2 - noise))
+
+
+rng, b = np.random.default_rng(0), np.array([3.0, 0, 0, 0])
+sides = rng.normal(size=(2, 8000, 20, 4)) + np.array([b, -b])[:, None, None] / 2
+apart = np.linalg.norm(sides[0].mean(1) - sides[1].mean(1), axis=1)
+trace = sides.var(2).sum(-1).mean(0)
+left = denoised(apart, trace, (20, 20)) ** 2  # on average ‖b‖² = 9
+error = left.std() / np.sqrt(len(left))
+assert abs(left.mean() - 9) < 4 * error < (apart**2).mean() - 9
+
+# %%
+clean = []
+for (name, _), run in runs.items():
+    s = states[name]
+    for part, rows in enumerate((np.ones(len(s.g), bool), ~s.train)):
+        counts = [(s.labels[rows] == side).sum() for side in (1, -1)]
+        apart, trace = (
+            np.asarray(run[what], np.float64)[:, part]
+            for what in ("apart", "trace")
         )
-        for (name, _), run in runs.items()
-    ]
-)
+        clean.append(denoised(apart, trace, counts))
+clean = np.reshape(
+    clean, (len(runs), 2, 2)
+)  # run; all, held out; before, after
+table = {"all": arrows("‖b̂‖"), "held-out": arrows("‖b̂‖", 1)}
 for part, name in enumerate(("all, less noise", "held-out, less noise")):
-    table[name] = [f"{a:.3g} → {b:.3g}" for a, b in clean[:, :, part]]
-display(table)
-held_out = [x["apart"][1, 1] > x["apart"][0, 1] for x in found.values()]
-told = (
-    "On held-out statements distinguishability is larger after training "
-    f"in **{sum(held_out)}** of {len(held_out)} runs."
-)
-if clean[:, 1].all():
-    share = clean[:, 1, 1] / clean[:, 1, 0]
-    told += (
-        " Less noise, the held-out distance after training is "
-        f"**{share.min():.0%}** to **{share.max():.0%}** of that of all."
-    )
-display(Markdown(told))
+    table[name] = [f"{a:.3g} → {b:.3g}" for a, b in clean[:, part]]
+pd.DataFrame(table, index=index)
+
+# %%
+grown = [x["‖b̂‖"][1, 1] > x["‖b̂‖"][0, 1] for x in found.values()]
+print(f"held-out distinguishability rises in {sum(grown)} of {len(grown)} runs")
+if clean[:, :, 1].all():
+    share = clean[:, 1, 1] / clean[:, 0, 1]
+    print("less noise, held-out over all statements, after training:")
+    print(f"{share.min():.0%} to {share.max():.0%}")
 
 # %% [markdown]
 # (ev-separable-change)=
 # ## Does a linear classifier find more?
 #
-# Distinguishability looks at two means. A linear classifier looks at all directions: logistic regression on the
-# trained-on statements, standardised, judged on the held-out ones.
+# Distinguishability looks at two means. A linear classifier looks at all directions: logistic
+# regression on the training statements, standardized, evaluated on the held-out ones.
 
-# %% tags=["hide-input"]
+# %%
+s = states[first]
+theirs = float(runs[first, next(iter(rates.values()))]["separable"][0])
+assert abs(probe_accuracy(s.g, s.labels, s.train) - theirs) <= 0.02
 accuracy = np.array([run["separable"] for run in runs.values()], float)
 sizes = np.array([(~states[name].train).sum() for name, _ in runs])
-error = np.sqrt((accuracy * (1 - accuracy)).sum(1) / sizes)
+error = np.sqrt((accuracy * (1 - accuracy)).sum(1) / sizes)  # of the change
 difference = accuracy[:, 1] - accuracy[:, 0]
-table = pd.DataFrame(
-    {
-        "held-out statements": sizes,
-        "accuracy": [f"{a:.0%} → {b:.0%}" for a, b in accuracy],
-        "change": [f"{d:+.0%}" for d in difference],
-        "± two standard errors": [f"{2 * e:.0%}" for e in error],
-    },
-    index=index,
-)
-display(table)
-clear = abs(difference) > 2 * error
-display(
-    Markdown(
-        f"Before training the classifier has **{accuracy[:, 0].min():.0%}** to "
-        f"**{accuracy[:, 0].max():.0%}**. Training raised it in "
-        f"**{(difference > 0).sum()}** of {len(error)} runs, lowered it in "
-        f"**{(difference < 0).sum()}**; by more than two standard errors, up "
-        f"**{(clear & (difference > 0)).sum()}**, down "
-        f"**{(clear & (difference < 0)).sum()}** times."
-    )
-)
+table = {
+    "held-out statements": sizes,
+    "accuracy": [f"{a:.0%} → {b:.0%}" for a, b in accuracy],
+    "change": [f"{d:+.0%}" for d in difference],
+    "± two standard errors": [f"{2 * e:.0%}" for e in error],
+}
+pd.DataFrame(table, index=index)
+
+# %%
+start, clear = accuracy[:, 0], abs(difference) > 2 * error
+print(f"accuracy before training: {start.min():.0%} to {start.max():.0%}")
+for word, sign in (("rises", 1), ("falls", -1)):
+    moved = sign * difference > 0
+    print(f"{word} in {moved.sum()} of {len(moved)} runs,", end=" ")
+    print(f"by more than two standard errors in {(moved & clear).sum()}")
 
 # %% [markdown]
-# Read the column from its left side first. What the classifier finds before training was there before training: DPO need not
-# create the distinction, it can bring it to where the one vector $W_B$ reads it. This is a growth of distance, not of information.
+# Read the accuracy column from its left side first. What the classifier finds before training was there before
+# training. DPO need not create the distinction; it can bring it to where the one vector $W_B$ reads
+# it. That increases distance, not information.
 #
-# And where the accuracy falls while $\|\hat b\|$ grows? There are two ways. The classifier has a penalty, on standardised states: when one direction
-# dominates every coordinate, all others cost more. How much that can do is what the stretched states in {ref}`ev-two-ratios` show, where nothing was lost. What goes
-# beyond that is a distinction that training has blurred. (The standard errors take the two accuracies as independent; they are of the same
-# statements, so they are on the wide side.)
+# And where the accuracy falls while $\|\hat b\|$ grows? There are two ways. The classifier has a
+# penalty on standardized states: when one direction dominates every coordinate, all others cost
+# more. The stretched states in {ref}`ev-two-ratios`, where nothing was lost, show how much that can do.
+# Whatever goes beyond that is a distinction that training has blurred. (The standard errors treat the two
+# accuracies as independent. They are of the same statements, so the errors are on the wide side.)
 
 # %% [markdown]
 # (ev-all-betas)=
 # ## Every β, and all behaviors
 #
-# {numref}`fig-factors` has after over before at all values of $\beta$, one run a behavior, $\beta$ and learning rate. At
-# $\beta = 1$ the paper takes a tenth of the learning rate, so the right end of each line is not the effect of $\beta$ alone. This and what follows
-# are the tier's own runs, whatever the parameters at the top.
+# {numref}`fig-factors` has after over before at all values of $\beta$, one run per behavior, $\beta$ and
+# learning rate. At $\beta = 1$ the paper uses a tenth of the learning rate, so the right end of each
+# line is not the effect of $\beta$ alone. This and what follows are the tier's own runs, whatever the
+# parameters at the top.
 
 # %%
 tier_records = RunStore(
     configure({"tier": config.tier, "device": config.device})
 )
-changes = distributional_changes.changes(tier_records)
+rows = []
+for behavior, value in distributional_changes.shown(config.tier):
+    for name, rate in full_finetuning.rates(tier_records, value).items():
+        run = full_finetuning.trained_run(
+            tier_records, [behavior], value, rate, 0
+        )
+        row = {"behavior": behavior, "β": value, "rate": name, "η": rate}
+        ratios = spread(run.arrays)
+        row |= {what: x[1, 0] / x[0, 0] for what, x in ratios.items()}
+        rows.append(row)
+changes = pd.DataFrame(rows).sort_values("β", kind="stable")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "After training over before, by β: solid at the scaled learning rate, dashed at the paper's.", "name": "fig-factors"}, "image": {"alt": "Four panels against β, both axes logarithmic, one line a behavior and learning rate: distinguishability, largest variance, the ratio q1 and the ratio q2, after training over before."}}
-names = list(dict.fromkeys(changes["behavior"]))
-panels, colors, dashed = {}, {}, []
-for what, title in (
-    ("apart", "‖b̂‖"),
-    ("covariance", "‖Σ̂‖"),
-    ("q1", "q₁"),
-    ("q2", "q₂"),
-):
-    series = panels.setdefault(f"{title}, after / before", {})
+names = {
+    b: f"{i} {plots.short(b, 64)}"
+    for i, b in enumerate(changes["behavior"].unique(), 1)
+}
+fig, axes = plt.subplots(2, 2, figsize=(7.4, 7.2))
+for ax, what in zip(axes.flat, ("‖b̂‖", "‖Σ̂‖", "q₁", "q₂"), strict=True):
     for (behavior, rate), part in changes.groupby(
         ["behavior", "rate"], sort=False
     ):
-        name = f"{names.index(behavior) + 1} {plots.short(behavior, 40)}"
-        if rate == "paper":
-            name = f"_{name}"
-            dashed.append(name)
-        series[name] = (part["β"].to_numpy(), part[what].to_numpy())
-        colors[name] = plots.color(behavior)
-    series["no change"] = (changes["β"].to_numpy(), np.ones(len(changes)))
-colors["no change"] = "#6b6b6b"
-plots.lines(
-    panels, "β", scale=("log", "log"), colors=colors, dashed=dashed, ncols=2
-)
-
-# %% tags=["hide-input"]
-distributional_changes.counts(changes)
+        how = dict(ls="--") if rate == "paper" else dict(label=names[behavior])
+        ax.loglog(part["β"], part[what], color=plots.color(behavior), **how)
+    ax.axhline(1, color="#6b6b6b", lw=1)
+    ax.set(title=what, xlabel="β", ylabel="after / before")
+plots.legend_below(fig, axes[0, 0], ncols=1)
+plt.show()
 
 # %% [markdown]
-# "More distinguishable" is the column of $\|\hat b\|$, "more concentrated" in the paper's sense that of $q_1$. The variance itself
-# has a column of its own: "concentrated" might be taken to mean that the sides contract.
-#
-# How far training has got differs much between these runs. {numref}`fig-rise` has them by how far the means have parted, whatever the $\beta$ and
-# the learning rate; the sentence below it compares the two rates.
+# In how many runs does each quantity rise or fall? "More distinguishable" is the column of
+# $\|\hat b\|$; "more concentrated", in our first reading, is the column of $q_1$. The variance itself has a column of
+# its own, since "concentrated" might be taken to mean that the sides contract.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The two ratios, after training over before, by how far the means have parted. A point is a run.", "name": "fig-rise"}, "image": {"alt": "Two scatter plots with logarithmic axes, of the ratios q1 and q2 against the distance of the means, each after training over before. A point is a run, its colour the behavior."}}
-panels = {}
-for what, title in (("q1", "q₁"), ("q2", "q₂")):
-    panels[f"{title}, after / before"] = {
-        f"{i} {plots.short(name, 40)}": tuple(
-            changes.loc[changes["behavior"] == name, ["apart", what]]
-            .to_numpy()
-            .T
-        )
-        for i, name in enumerate(names, 1)
-    }
-plots.lines(
-    panels,
-    "‖b̂‖, after / before",
-    scale=("log", "log"),
-    dots=list(colors),
-    colors=colors,
-)
+# %%
+groups = changes.groupby(["β", "η"])
+table = pd.DataFrame({"runs": groups.size()})
+table["‖b̂‖ larger"] = groups["‖b̂‖"].apply(lambda x: (x > 1).sum())
+for name, what in (("‖Σ̂‖", "‖Σ̂‖"), ("q₁", "q₁"), ("q₂", "q₂")):
+    table[f"{name} smaller"] = groups[what].apply(lambda x: (x < 1).sum())
+for what, digits in (("‖b̂‖", 1), ("q₁", 2), ("q₂", 3)):
+    table[f"median {what} ×"] = groups[what].median().round(digits)
+table.index = [f"β = {value:g}, η = {rate:g}" for value, rate in table.index]
+display(table)
 
-# %% tags=["hide-input"]
+# %% [markdown]
+# These runs differ much in how far training has got. {numref}`fig-rise` orders them by how far the means
+# have moved apart, whatever the $\beta$ and the learning rate. The lines printed below it compare the two rates.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The two ratios, after training over before, by how far the means have moved apart. A point is a run.", "name": "fig-rise"}, "image": {"alt": "Two scatter plots with logarithmic axes, of the ratios q1 and q2 against the distance of the means, each after training over before. A point is a run, its color the behavior."}}
+fig, axes = plt.subplots(1, 2, figsize=(7.4, 4.4))
+for ax, what in zip(axes, ("q₁", "q₂"), strict=True):
+    for behavior, part in changes.groupby("behavior", sort=False):
+        how = dict(color=plots.color(behavior), label=names[behavior])
+        ax.loglog(part["‖b̂‖"], part[what], "o", **how)
+    ax.set(title=what, xlabel="‖b̂‖, after / before", ylabel="after / before")
+plots.legend_below(fig, axes[0], ncols=1)
+plt.show()
+
+# %%
 pair = changes.pivot(
-    index=["β", "behavior"], columns="rate", values=["η", "q1"]
+    index=["β", "behavior"], columns="rate", values=["η", "q₁"]
 )
 if "scaled" in pair["η"] and (pair["η"].scaled > pair["η"].paper).all():
-    fallen = pair["q1"].scaled < pair["q1"].paper
-    parts = [
-        f"**{part.sum()}** of {len(part)} at β = {beta:g}"
-        for beta, part in fallen.groupby("β")
-    ]
-    display(
-        Markdown(
-            "At the higher of the two learning rates q₁ ends below that at "
-            f"the lower for {', '.join(parts)}."
-        )
-    )
+    fallen = pair["q₁"].scaled < pair["q₁"].paper
+    print("q₁ is lower at the higher of the two learning rates for")
+    for value, part in fallen.groupby("β"):
+        print(f"  {part.sum()} of {len(part)} behaviors at β = {value:g}")
 
 # %% [markdown]
-# Where $q_1$ comes down again as the means part further, a verdict on $q_1$ is one on how far a model has been trained: less, and it has risen; more, and
-# it may have fallen. The paper's larger model may be further along at the end of its epoch. It does not print its $q_1$, so that this is not known.
+# Where $q_1$ falls again as the means move further apart, a verdict on $q_1$ depends on how long a model has been
+# trained: after less training it has risen, after more it may have fallen. The paper's larger model may be
+# further along at the end of its epoch. The paper does not print its $q_1$, so we do not know.
 
 # %% [markdown]
 # (ev-other-pictures)=
 # ## The other pictures
 #
-# Figures 23 to 26 have the other behaviors, Figures 20 to 22 the other values of $\beta$ for the first. In each column of {numref}`fig-all-planes`, from above: before and after, each
-# fitted by itself; and both fitted together, at the last of the learning rates above. Before training there is no $\beta$, so that {numref}`fig-beta-planes` leaves
-# the first row out.
+# Figures 23 to 26 have the other behaviors, Figures 20 to 22 the other values of $\beta$ for the first.
+# Each row of {numref}`fig-all-planes` is a behavior: before and after training, each fitted by itself; and
+# both fitted together, at the last of the learning rates above. Before training there is no $\beta$,
+# so {numref}`fig-beta-planes` leaves that column out.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The behaviors in the paper's order (its Figures 8 and 23 to 26).", "name": "fig-all-planes"}, "image": {"alt": "A grid of scatter plots, one column a behavior and three rows: states before training, after training, and both on one map with the former in pale colours."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The behaviors in the paper's order (its Figures 8 and 23 to 26).", "name": "fig-all-planes"}, "image": {"alt": "A grid of scatter plots, one row a behavior and three columns: states before training, after training, and both on one map with the former in pale colors."}}
 rate = [*rates.values()][-1]
+panels = {}
+for i, name in enumerate(config.behaviors, 1):
+    run, sides = runs[name, rate], states[name].labels
+    panels[f"{i}: before"] = (run["separate"][0], sides)
+    panels[f"{i}: after"] = (run["separate"][1], sides)
+    panels[f"{i}: both"] = (run["joint"], sides)
+draw(panels, 3)
 
-
-def grid(columns, rows=("before", "after", "both")):
-    """A panel a row and column; ``columns`` maps names to arrays and labels."""
-    return {
-        f"{name}: {row}": (
-            run["joint"]
-            if row == "both"
-            else run["separate"][int(row == "after")],
-            sides,
-        )
-        for row in rows
-        for name, (run, sides) in columns.items()
-    }
-
-
-columns = {
-    f"{i}": (runs[name, rate], states[name].labels)
-    for i, name in enumerate(config.behaviors, 1)
-}
-plots.planes(grid(columns), ncols=len(columns))
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The first behavior at other values of β (the paper's Figures 20 to 22).", "name": "fig-beta-planes"}, "image": {"alt": "A grid of scatter plots, one column a value of β and two rows: states after training, and those before and after on one map with the former in pale colours."}}
-behavior = full_finetuning.MAIN[config.tier][0]
-labels = tier_records.states(behavior).labels
-columns = {}
-for beta in full_finetuning.BETAS[config.tier]:
-    trained = distributional_changes.trained(tier_records, [behavior], beta)
-    columns[f"β = {beta:g}"] = ([*trained.values()][-1], labels)
-plots.planes(grid(columns, ("after", "both")), ncols=len(columns))
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The first behavior at other values of β (the paper's Figures 20 to 22).", "name": "fig-beta-planes"}, "image": {"alt": "A grid of scatter plots, one row a value of β and two columns: states after training, and those before and after on one map with the former in pale colors."}}
+behavior, panels = full_finetuning.MAIN[config.tier][0], {}
+sides = tier_records.states(behavior).labels
+for value in full_finetuning.BETAS[config.tier]:
+    trained = distributional_changes.trained(tier_records, [behavior], value)
+    run = [*trained.values()][-1]
+    panels[f"β = {value:g}: after"] = (run["separate"][1], sides)
+    panels[f"β = {value:g}: both"] = (run["joint"], sides)
+draw(panels, 2)
 
 # %% [markdown]
-# Where the clouds after training look compact, they do so beside the gap between them: a picture in units of its own has no
-# other way to show width. So what the eye compares is free of scale, as $q_2$ is, and the paper's pictures can be as they are whether
-# or not its sentence on $q_1$ holds. That the clouds are *narrow* no picture says: the table of {ref}`ev-measured-change` has the variances of
-# these same clouds.
+# Where the clouds after training look compact, they do so relative to the gap between them. A picture in
+# its own units cannot show width in any other way. So what the eye compares is free of scale, as $q_2$
+# is, and the paper's pictures can be right whether or not its sentence holds for $q_1$. No picture
+# says that the clouds are *narrow*: the table of {ref}`ev-measured-change` has the variances
+# of these same clouds.
 
 # %% [markdown]
 # ## What was shown
 #
-# - A map fitted to one cloud is the same for $g$ and $4g$. A map fitted to two shows what all statements share as loudly as what parts them.
-# - The ratio $q_1$ has a unit: scale and a stretch along $\hat b$ can raise it, and nothing is told apart less well. They cannot raise $q_2$, which bounds from
-#   below how many statements are nearer to their own mean.
-# - Held-out distances are comparable once the noise of the means is taken off.
-# - How well a linear classifier does is another question than how far apart the means are; the table has how much of it was answered before training.
-# - Not shown: whether both sides move alike. For that the means after training would be needed, not only their distance.
+# - A map fitted to one cloud is the same for $g$ and $4g$. A map fitted to two clouds shows a motion shared by all
+#   statements as strongly as one that separates them.
+# - The ratio $q_1$ has a unit: scale and a stretch along $\hat b$ can raise it while the sides are as
+#   easy to tell apart as before. They cannot raise $q_2$, which gives a lower bound on how many statements are nearer to
+#   their own mean.
+# - Held-out distances are comparable once the noise of the means is subtracted.
+# - How well a linear classifier does is another question than how far apart the means are. The table
+#   shows how much of it was answered before training.
+# - Not shown: whether both sides move equally. That would need the means after training, not only
+#   their distance.
 #
-# The paper concludes that aligned models are easier to misalign, by Theorems 4.1 and 4.3. The first needs a larger $\|\hat b\|$ alone. The
-# second also asks for a small $\|\Sigma_\pm\|$, not for a small ratio; what became of $\|\hat\Sigma\|$ is in the table of {ref}`ev-measured-change`.
+# The paper concludes that aligned models are easier to misalign, by Theorems 4.1 and 4.3. The first
+# needs only a larger $\|\hat b\|$. The second also requires a small $\|\Sigma_\pm\|$, not a small
+# ratio; the table of {ref}`ev-measured-change` shows what became of $\|\hat\Sigma\|$.
 #
-# Each claim below is asked at both learning rates: the value is the share at which it holds, 1 is *reproduced*, one half is *partly*.
-# The bounds, above 1 for $\|\hat b\|$ and below 1 for $q_1$, after over before, were set before these runs; a
-# pilot at a higher learning rate had been seen, in which distances grew and $q_1$ did not always fall.
+# Each claim below is evaluated at both learning rates. The value is the share of the rates at which it holds: 1 is
+# *reproduced*, one half is *partly*. The bounds, above 1 for $\|\hat b\|$ and below 1 for $q_1$, after
+# over before, were set before these runs. A pilot at a higher learning rate had been seen, in which
+# distances grew and $q_1$ did not always fall.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("06_distributional_changes", tier_records)))
@@ -511,43 +614,50 @@ display(Markdown(claims.table("06_distributional_changes", tier_records)))
 # %% [markdown]
 # **To try.**
 #
-# - `papermill notebooks/06_distributional_changes.ipynb out.ipynb -p full_learning_rate 1e-4`: at a rate that is higher still, do the statements draw together
-#   again? (It trains; {ref}`full-finetuning` says how long a run takes.)
-# - Give `plane` another seed in the cell of {numref}`fig-blind`. What of the picture stays?
-# - Move the states in that cell by a short vector, `g + 0.05`, then by longer ones. When does the map tear?
+# - `papermill notebooks/06_distributional_changes.ipynb out.ipynb -p full_learning_rate 1e-4`: at a
+#   rate that is higher still, do the statements draw together again? (It trains;
+#   {ref}`full-finetuning` says how long a run takes.)
+# - Give `umap_2d` another seed in the cell before {numref}`fig-blind`. What of the picture stays?
+# - Shift the states in that cell by a short vector, `g + 0.05`, then by longer ones. When does the
+#   map split?
 #
 # ## Exercises
 #
 # ```{exercise} How evenly must they move?
 # :label: ex-even
 #
-# Before training $\|\hat b\| = b_0$, and the variance along $\hat b$ is $\sigma_0^2$ on both sides and the largest. Training moves statement $i$ by $s_i a_i$ along $\hat b$; the
-# $a_i$ have mean $m$ and standard deviation $km$ on both sides, and are uncorrelated with where it was. For which $m$ is $q_1$ lower than before? And $q_2$?
+# Before training $\|\hat b\| = b_0$, and the variance along $\hat b$ is $\sigma_0^2$ on both sides and
+# the largest. Training moves statement $i$ by $s_i a_i$ along $\hat b$. The $a_i$ have mean $m$ and
+# standard deviation $km$ on both sides, and are uncorrelated with where the statement was. For which $m$ is
+# $q_1$ lower than before? And $q_2$?
 # ```
 #
 # ```{solution} ex-even
 # :class: dropdown
 #
 # After training $\|\hat b\| = b_0 + 2m$ and the variance is $\sigma_0^2 + k^2m^2$. So $q_1$ is lower if and only if
-# $(\sigma_0^2 + k^2m^2)\,b_0 < \sigma_0^2\,(b_0 + 2m)$, that is $m < 2\sigma_0^2/(k^2 b_0)$: for a short while, the shorter the more unevenly the statements move, and the
-# longer $b_0$ is against $\sigma_0$. To fall for good, $k$ has to fall as $m$ grows: statements that are learned have to stop, and the others to catch up.
+# $(\sigma_0^2 + k^2m^2)\,b_0 < \sigma_0^2\,(b_0 + 2m)$, that is $m < 2\sigma_0^2/(k^2 b_0)$: for a short time only. The time is shorter, the more
+# unevenly the statements move, and the longer $b_0$ is compared with $\sigma_0$. For $q_1$ to stay lower, $k$ has to fall as $m$ grows:
+# statements that are learned have to stop, and the others to catch up.
 # $q_2$ is lower if and only if $(\sigma_0^2 + k^2m^2)\,b_0^2 < \sigma_0^2\,(b_0 + 2m)^2$, that is $m\,(k^2b_0^2 - 4\sigma_0^2) < 4\sigma_0^2 b_0$: for every $m$ if $k \le 2\sigma_0/b_0$.
 # ```
 #
 # ```{exercise} A ratio that no linear map changes
 # :label: ex-mahalanobis
 #
-# Let $\hat\Sigma = \frac12(\hat\Sigma_+ + \hat\Sigma_-)$ be invertible. Show that $D^2 = \hat b\cdot\hat\Sigma^{-1}\hat b$ is the same for the states $Ag$, for every
-# invertible $A$, and that $D^2 \ge 1/q_2$. What would a comparison of $D^2$ before and after training tell that those of $q_1$, $q_2$ and $v$ do not? Why is it hard to measure here?
+# Let $\hat\Sigma = \frac12(\hat\Sigma_+ + \hat\Sigma_-)$ be invertible. Show that
+# $D^2 = \hat b\cdot\hat\Sigma^{-1}\hat b$ is the same for the states $Ag$, for every invertible $A$,
+# and that $D^2 \ge 1/q_2$. What would a comparison of $D^2$ before and after training show that
+# $q_1$, $q_2$ and $v$ do not? Why is it hard to measure here?
 # ```
 #
 # ```{solution} ex-mahalanobis
 # :class: dropdown
 #
 # $\hat b$ becomes $A\hat b$ and $\hat\Sigma$ becomes $A\hat\Sigma A^\top$, so $D^2$ becomes $\hat b^\top A^\top A^{-\top}\hat\Sigma^{-1}A^{-1}A\,\hat b = D^2$. And
-# $\hat b\cdot\hat\Sigma^{-1}\hat b \ge \|\hat b\|^2/\|\hat\Sigma\|$, where $\|\hat\Sigma\| \le \max\|\hat\Sigma_\pm\|$. It measures how well *some* direction tells the sides apart,
-# so a change of it is a change of what is there, not of where it lies. But $\hat\Sigma^{-1}$ is ruled by the directions of least variance, and with about as many statements a side as dimensions
-# these are noise (or there is no inverse): $D^2$ of the sample is far too large. Hence a classifier, judged on held-out statements.
+# $\hat b\cdot\hat\Sigma^{-1}\hat b \ge \|\hat b\|^2/\|\hat\Sigma\|$, where $\|\hat\Sigma\| \le \max\|\hat\Sigma_\pm\|$. $D^2$ measures how well *some* direction separates the sides,
+# so a change of it is a change of what is there, not of where it lies. But $\hat\Sigma^{-1}$ is dominated by the directions of least variance. With about as many statements on a side as dimensions
+# these are noise (or there is no inverse), and $D^2$ of the sample is far too large. Hence a classifier, evaluated on held-out statements.
 # ```
 
 # %% tags=["hide-input", "nbval-ignore-output"]

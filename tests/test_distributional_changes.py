@@ -61,6 +61,12 @@ def _plain(g, labels):
     return np.linalg.norm(b), norm, v, max(np.trace(c) for c in covariances), nearer
 
 
+def _stretched(g, labels, factor):
+    """States (n, d) whose part along b̂ is ``factor`` times as long."""
+    b = g[labels == 1].mean(0) - g[labels == -1].mean(0)
+    return g + (factor - 1) * np.outer(g @ b, b) / (b @ b)
+
+
 def _recorded(*states):
     """Arrays as ``trained_run`` has them, of (g, labels) before and after, all twice."""
     found = [geometry(g, labels) for g, labels in states]
@@ -94,45 +100,6 @@ def test_along_is_what_distances_to_the_means_say(seed):
     assert nearer == pytest.approx(np.average(shares, weights=sizes))
 
 
-def test_a_stretch_is_along_the_difference_of_means_alone():
-    g, labels = _sides(2)
-    longer = distributional_changes.stretched(g, labels, 5)
-    b = g[labels == 1].mean(0) - g[labels == -1].mean(0)
-    unit = b / np.linalg.norm(b)
-    np.testing.assert_allclose(longer @ unit, 5 * (g @ unit), rtol=1e-12)
-    ncols = np.eye(len(unit)) - np.outer(unit, unit)
-    np.testing.assert_allclose(longer @ ncols, g @ ncols, atol=1e-11)
-
-
-def test_denoised_takes_off_what_few_statements_add():
-    """On average what is left of ‖b̂‖² is ‖b‖², where both sides spread alike."""
-    rng, b = np.random.default_rng(0), np.array([3.0, 0, 0, 0])
-    train = np.arange(40) % 5 != 0
-    labels = np.where(np.arange(40) // 5 % 2, 1, -1)
-    g = rng.normal(size=(8000, 40, 4)) + labels[:, None] * b / 2
-    apart, trace = np.zeros((2, 8000, 2))
-    for part, rows in enumerate((np.ones(40, bool), ~train)):
-        sides = [g[:, rows & (labels == side)] for side in (1, -1)]
-        apart[:, part] = np.linalg.norm(sides[0].mean(1) - sides[1].mean(1), axis=1)
-        # The mean of both traces, which is what the formula would have.
-        trace[:, part] = np.mean([side.var(1).sum(1) for side in sides], 0)
-    left = np.array(
-        [
-            distributional_changes.denoised({"apart": a, "trace": t}, labels, train)
-            for a, t in zip(apart, trace, strict=True)
-        ]
-    )
-    error = (left**2).std(0) / np.sqrt(len(left))
-    assert (np.abs((left**2).mean(0) - 9) < 4 * error).all()
-    assert ((apart**2).mean(0) - 9 > 4 * error).all(), "there was noise to take off"
-
-
-def test_denoised_is_zero_where_there_is_only_noise():
-    run = {"apart": np.full((2, 2), 0.1), "trace": np.full((2, 2), 50.0)}
-    labels, train = np.tile([1, -1], 20), np.arange(40) < 36
-    assert (distributional_changes.denoised(run, labels, train) == 0).all()
-
-
 # What the ratios say: prop-ratios.
 
 
@@ -146,7 +113,7 @@ def test_scale_and_stretch(data, c):
     assert larger[1] / larger[0] == pytest.approx(c * norm / b, rel=1e-9, abs=1e-12)
     assert larger[1] / larger[0] ** 2 == pytest.approx(norm / b**2, rel=1e-9, abs=1e-12)
     assert larger[2] == pytest.approx(v, rel=1e-9, abs=1e-12)
-    longer = _plain(distributional_changes.stretched(g, labels, c), labels)
+    longer = _plain(_stretched(g, labels, c), labels)
     slack = 1e-9 * norm / b**2 + 1e-12
     assert longer[2] == pytest.approx(v, rel=1e-7, abs=1e-9)
     assert longer[1] / longer[0] ** 2 <= norm / b**2 + slack
@@ -186,7 +153,7 @@ def test_share_cannot_be_bounded_better():
 
 def test_the_paper_s_ratio_rises_where_nothing_is_told_apart_less_well():
     g, labels = _sides(3)
-    longer = distributional_changes.stretched(g, labels, 64)
+    longer = _stretched(g, labels, 64)
     before, after = (distributional_changes.along(x, labels) for x in (g, longer))
     assert after == pytest.approx(before, rel=1e-9)
     found = distributional_changes.spread(_recorded((g, labels), (longer, labels)))
@@ -237,7 +204,7 @@ class Stub(RunStore):
     def states(self, behavior):
         return SimpleNamespace(behavior=behavior, sha256="")
 
-    def get(self, name, settings, inputs, code, make):
+    def replay_or_run(self, name, settings, inputs, make):
         self.asked.add(name)
         rate = settings.get("rate")
         apart, covariance = self.shapes.get(rate, (1.0, 1.0))
@@ -301,34 +268,6 @@ def test_claims_are_about_what_their_statements_say():
         assert claim.measure == ("grown" if claim.id.endswith("a") else "concentrated")
 
 
-def test_changes_has_a_row_a_run_and_counts_count_them():
-    """At η = 1e-5 ‖b̂‖ is twice and ‖Σ̂‖ four times what it was, else a half and a third."""
-    table = distributional_changes.changes(Stub({"tier": "book"}, {1e-5: (4.0, 12.0)}))
-    assert len(table) == 4 * 5 * 2
-    assert list(table["β"].unique()) == [0.001, 0.01, 0.1, 1.0]
-    assert set(table.loc[table["β"] == 1, "η"]) == {1e-6, 3e-6}
-    (row,) = table[(table["η"] == 1e-5) & (table["β"] == 0.1)].head(1).to_dict("records")
-    assert row["behavior"] == FIVE[0] and row["rate"] == "paper"
-    assert row["apart"] == 2 and row["covariance"] == 4 and row["q1"] == 2 and row["q2"] == 1
-    found = distributional_changes.counts(table)
-    assert len(found) == 8 and (found["runs"] == 5).all()
-    up, down = found.loc["β = 0.1, η = 1e-05"], found.loc["β = 1, η = 3e-06"]
-    assert list(up.iloc[1:]) == [5, 0, 0, 0, 2, 2, 1]
-    assert list(down.iloc[1:]) == [0, 5, 5, 0, 0.5, 0.67, 1.333]
-
-
-def test_stretches_measures_stretched_states():
-    g, labels = _sides(5, n=200, share=0.5, apart=5.0)
-    train = np.arange(200) % 4 != 0
-    table = distributional_changes.stretches(SimpleNamespace(g=g, labels=labels, train=train))
-    for factor, (_, row) in zip((1, 4, 16), table.iterrows(), strict=True):
-        b, norm, v, *_ = _plain(distributional_changes.stretched(g, labels, factor), labels)
-        np.testing.assert_allclose(list(row.iloc[:4]), [b, norm / b, norm / b**2, v], rtol=1e-7)
-    assert table["‖b̂‖"].iloc[2] == pytest.approx(16 * table["‖b̂‖"].iloc[0])
-    assert (table["linear classifier"] > 0.9).all()
-    assert table["nearer to its own mean"].nunique() == 1
-
-
 @pytest.mark.parametrize("tier", ["smoke", "book"])
 def test_nothing_is_trained_that_chapter_05_does_not_train(tier):
     mine, theirs = Stub({"tier": tier}), Stub({"tier": tier})
@@ -338,6 +277,13 @@ def test_nothing_is_trained_that_chapter_05_does_not_train(tier):
         run(theirs)
     assert mine.asked and mine.asked <= theirs.asked
     assert all(name.endswith("seed-0") for name in mine.asked)
+
+
+def test_figures_show_five_behaviors_at_four_betas():
+    found = distributional_changes.shown("book")
+    assert len(set(found)) == len(found) == 4 * 5
+    assert {beta for _, beta in found} == {0.001, 0.01, 0.1, 1.0}
+    assert {behavior for behavior, _ in found} == set(FIVE)
 
 
 # The pictures.
