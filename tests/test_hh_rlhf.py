@@ -1,6 +1,7 @@
 """Chapter 8: log-probabilities against transformers, runs against plain training, its measures."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
         patch.setitem(hh_rlhf.LENGTH, "smoke", LENGTH)
-        sample = data.sets._locate("hh-rlhf", "sample")
+        sample = Path(data.__file__).parent / "sample"
         shutil.copytree(sample, folder / "data")
         yield folder
 
