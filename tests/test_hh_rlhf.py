@@ -224,11 +224,6 @@ def test_measures(monkeypatch):
     assert hh_rlhf.hh_lead(records, "") == pytest.approx((0 + 0.05 + 0) / 3)
     # At the worse rate 9 → 4, of the 8 that aligning had added: 5.
     assert hh_rlhf.hh_undone(records, "") == pytest.approx(5 / 8)
-    table = hh_rlhf.undone_table(records).set_index(["η", "start", "reference"])
-    row = table.loc["0.0001", "aligned", "aligned"]
-    assert row["share undone"] == pytest.approx(5 / 8) and row["nine tenths by step"] == "–"
-    # 8 apart at first; 5 at the end.
-    assert row["of the base run by step"] == "–"
     share = hh_rlhf.undone(np.array([1.0, 0, -1]), np.array([9.0, 5, -1]))
     assert share == pytest.approx([0, 3 / 8, 1])
 
@@ -244,13 +239,3 @@ def test_aligning_that_added_nothing_is_not_undone(monkeypatch):
     assert np.isnan(hh_rlhf.hh_undone(records, ""))
     records = made(monkeypatch, at_one, lambda _: np.zeros((4, 4)))
     assert hh_rlhf.hh_undone(records, "") == pytest.approx(6 / 8)
-
-
-def test_the_change_of_log_probabilities():
-    before = np.zeros((4, 2))
-    after = np.array([[-1, -2], [-3, -2], [1, -2], [-1, 2.0]])
-    found = hh_rlhf.change(before, after)
-    moved = after[:, 0] - after[:, 1]
-    error = moved.std(ddof=1) / 2
-    assert found["gap"] == f"{moved.mean():+.2f} ± {error:.2f}"
-    assert found["preferred"].startswith("-1.00") and found["both fell"] == "50%"

@@ -94,10 +94,13 @@ def test_hh_rlhf(records):
     losses = np.stack([run["loss"][0] for run in hh_rlhf.arms(records, rates["paper"]).values()])
     noise = (losses[0] - losses[1])[:-1]
     assert abs(misalignment.lead(losses)) < 2 * noise.std(ddof=1) / np.sqrt(len(noise))
-    moved = hh_rlhf.rounding(records).set_index("η").loc[f"{rates['paper']:g}"]
-    assert moved["rounding, a pair"] > 0.5 * moved["added by aligning, a pair"]
-    table = hh_rlhf.reference_table(records).set_index(["η", "reference"])
-    assert table["correlation with a"].loc[f"{rates['scaled']:g}", "base"] > 0.99
+    starts = [run["each"][0] for run in hh_rlhf.arms(records, rates["paper"]).values()]
+    base_gaps, own_gaps, _, merged_gaps = (-np.diff(each.astype(float))[:, 0] for each in starts)
+    rounding, added = merged_gaps - own_gaps, own_gaps - base_gaps
+    assert np.sqrt((rounding**2).mean()) > 0.5 * np.sqrt((added**2).mean())
+    before, after = hh_rlhf.aligned_run(records, rates["scaled"], 0).arrays["each"].astype(float)
+    first, last = (-np.diff(each.astype(float))[:, 0] for each in other["each"])
+    assert np.corrcoef(first - last, -np.diff(after - before)[:, 0])[0, 1] > 0.99
 
 
 def test_second_llm():
