@@ -185,7 +185,7 @@ M = np.stack([G[pairs.group == a].mean(0) for a in np.unique(pairs.group)])
 tiny = audit.audit(small, pairs, audit_your_data.KINDS)
 for found, expected in (
     (tiny.means, M @ M.T),
-    (tiny.pull @ tiny.composition.T, G @ M.T),
+    (tiny.pair_stratum @ tiny.composition.T, G @ M.T),
     (tiny.squared_norm, (G**2).sum(1)),
 ):
     assert np.allclose(
@@ -216,7 +216,9 @@ def moved(responses, weight, optimizer, beta=0.1):
 
 
 # %%
-inner = tiny.pull @ tiny.composition.T @ (tiny.counts / len(pairs))  # ⟨G_j, M⟩
+inner = (
+    tiny.pair_stratum @ tiny.composition.T @ (tiny.counts / len(pairs))
+)  # ⟨G_j, M⟩
 for eta in (0.01, 0.1, 1.0):
     grown = moved(responses, weight, partial(torch.optim.SGD, lr=eta))
     predicted = eta * 0.1 / 2 * inner
@@ -315,8 +317,10 @@ def scores(found, subtract=True):
     rows, own = np.arange(len(s)), np.eye(len(n))
     mirrored = (found.mirror >= 0)[:, None]
     common = np.where(mirrored, (own - own[found.mirror]) / 2, 0) * subtract
-    along = found.pull - (common @ found.between)[s]  # ⟨G_i − C_s, M_t⟩
-    itself = found.squared_norm - (found.pull * common[s]).sum(
+    along = (
+        found.pair_stratum - (common @ found.stratum_gram)[s]
+    )  # ⟨G_i − C_s, M_t⟩
+    itself = found.squared_norm - (found.pair_stratum * common[s]).sum(
         1
     )  # ⟨G_i − C_s, G_i⟩
     without = (n[s] * along[rows, s] - itself) / np.maximum(n[s] - 1, 1)
@@ -332,6 +336,8 @@ for i, score in enumerate(scores(tiny)):
     others = (pairs.group == pairs.group[i]) & (np.arange(len(pairs)) != i)
     expected = G[i] @ G[others].mean(0)
     assert np.isclose(score, expected, rtol=1e-3, atol=1e-4 * (G[i] @ G[i]))
+assert np.allclose(scores(found), found.leave_one_out_score)
+assert np.allclose(scores(found, subtract=False), found.others)
 against = np.bincount(found.group, scores(found) < 0) / found.counts
 assert np.allclose(against, audit.table(found)["against"])
 
@@ -569,7 +575,9 @@ each = pd.DataFrame(
         "kind": [
             audited.names[g].split(", ")[1] for g in audited.group[held_out]
         ],
-        "speed": (audited.pull @ (weights @ audited.composition))[held_out],
+        "speed": (audited.pair_stratum @ (weights @ audited.composition))[
+            held_out
+        ],
         "‖G‖²": audited.squared_norm[held_out],
         "tokens of both": tokens.sum(1),
         "tokens, chosen less rejected": tokens[:, 0] - tokens[:, 1],

@@ -54,7 +54,7 @@ def test_the_plain_gradient_is_autograds_and_the_audit_agrees(dialogues):
         assert torch.allclose(plain[i], expected, atol=1e-10)
     g, found = plain.flatten(1).numpy(), audit.audit(model, pairs, audit_your_data.KINDS)
     means = np.stack([g[pairs.group == a].mean(0) for a in range(3)])
-    assert np.allclose(found.pull @ found.composition.T, g @ means.T, rtol=1e-4, atol=1e-3)
+    assert np.allclose(found.pair_stratum @ found.composition.T, g @ means.T, rtol=1e-4, atol=1e-3)
     assert np.allclose(found.squared_norm, (g**2).sum(1), rtol=1e-4)
 
 
@@ -62,7 +62,7 @@ def test_a_step_of_autograd_is_as_predicted_and_its_remainder_as_proven(dialogue
     """prop-first-gradient, pair by pair; the bounds of the remainder from the dense update."""
     model, pairs = dialogues
     found = audit.audit(model, pairs, audit_your_data.KINDS)
-    inner = found.pull @ found.composition.T @ (found.counts / len(pairs))
+    inner = found.pair_stratum @ found.composition.T @ (found.counts / len(pairs))
     beta, eta = 0.1, 3.0
     kept = []
 
@@ -96,7 +96,7 @@ def test_of_one_token_the_step_is_as_predicted_however_large(records):
         step = partial(torch.optim.SGD, lr=eta)
         grown = PAGE.moved(PAGE.read(model, pairs), unembedding(model), step)
         assert np.allclose(
-            grown / (eta * 0.05), found.pull @ found.composition[0], rtol=0, atol=exact
+            grown / (eta * 0.05), found.pair_stratum @ found.composition[0], rtol=0, atol=exact
         )
 
 
