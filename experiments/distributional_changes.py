@@ -8,7 +8,7 @@ import numpy as np
 
 from dpo_helpers.errors import InputError
 from ledger.config import TIERS
-from ledger.store import Run, RunStore
+from ledger.store import RunStore
 
 from .full_finetuning import BETAS, MAIN, rates, trained_run
 
@@ -80,14 +80,6 @@ def shown(tier: str) -> list[tuple[str, float]]:
     return first + list(product(MAIN[tier], BETAS[tier]))
 
 
-def changed_runs(records: RunStore) -> list[Run]:
-    """The runs of this chapter: those of chapter 05 with one behavior and seed 0."""
-    return [
-        trained_run(records, [behavior], beta, rate, 0)
-        for behavior, beta in shown(records.config.tier)
-        for rate in rates(records, beta).values()
-    ]
-
-
-RUNS = (changed_runs,)
+# Those runs of chapter 05 with one behavior and seed 0.
+RUNS = (lambda records: [trained(records, [b], beta) for b, beta in shown(records.config.tier)],)
 MEASURES = (grown, concentrated)
