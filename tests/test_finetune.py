@@ -1017,7 +1017,6 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
     model = load()
     pairs = one_token(model)
     settings = Settings(**FAST)
-    finetune.reference_log_ratios(model, pairs, settings)
     whole = pairs.take(batches(len(pairs), settings)[0])
     size = len(whole.trie().tokens)
 
@@ -1033,6 +1032,13 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
                 *("step 0", "out of memory"),
             )
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "microbatches", fail)
+        line(
+            lambda: finetune.reference_log_ratios(model, pairs, settings),
+            "step 0: out of memory; set max_tree_tokens",
+        )
+    finetune.reference_log_ratios(model, pairs, settings)  # from the cache from now on
     config = model.network.config
     lots = [whole.take(lot) for lot in whole.microbatches(size // 8)]
     largest = max(lots, key=lambda lot: len(lot.trie().tokens))

@@ -100,7 +100,7 @@ def test_a_killed_run_is_taken_up_again(records, monkeypatch, tmp_path):
         full.trained_run(records, [BEHAVIOR], 1.0, 1e-3, 0)
     monkeypatch.undo()
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(trainer._Run, "_gradient", killed)  # nothing is left to train
+    monkeypatch.setattr(trainer.Engine, "clip_gradient", killed)  # nothing is left to train
     found = full.trained_run(records, [BEHAVIOR], 1.0, 1e-3, 0).arrays
     for name in whole:
         assert np.array_equal(found[name], whole[name], equal_nan=True), name

@@ -167,8 +167,9 @@ bytes and gathers one layer ahead.
 
 {needs}
 
-If a run does not fit, lower `tokens`, so that a batch is split into more and smaller trees, or use
-more GPUs. A run that runs out of memory stops with an error that names settings that would fit.
+If a run does not fit, lower `max_tree_tokens`, so that a batch is split into more and smaller
+trees, or use more GPUs. A run that runs out of memory stops with an error that names settings that
+would fit.
 
 ## How long a step takes
 

@@ -1,7 +1,4 @@
-"""The memory that a training step needs, computed without running it, and what to do if it lacks.
-
-Fake tensors have shapes but no values: the step's own code runs on them.
-"""
+"""The memory that a step needs, computed with fake tensors, which have shapes but no values."""
 
 import contextlib
 import os
@@ -10,6 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..errors import InputError
 from ..lm import Pairs, log_ratios
@@ -42,8 +41,6 @@ def estimate(
     A forward pass over fake tensors counts the tensors that the backward pass keeps. With
     checkpointing these are the input of each layer, and the tensors of one layer.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.autograd.graph import saved_tensors_hooks
     from transformers import AutoModelForCausalLM
 
     kept: dict[int, torch.UntypedStorage] = {}
@@ -102,18 +99,18 @@ def enough_memory(
 
 
 def advice(network: torch.nn.Module, pairs: Pairs, settings: Settings) -> str:
-    """The fastest settings for a batch of ``pairs`` that need at most 9/10 of available memory.
+    """The fastest settings for a batch of ``pairs`` that need less than 9/10 of available memory.
 
-    To be called inside a raise only: there it is no part of the key of a recorded run.
+    Call it only in a ``raise``: there it does not enter the key of a recorded run.
     """
     there, size = available(network.device.type), len(pairs.trie().tokens)
     for checkpointing in sorted({settings.checkpointing, True}):
-        for parts in (1, 2, 4, 8):
-            if parts == 1 and checkpointing == settings.checkpointing:
+        for divisor in (1, 2, 4, 8):
+            if divisor == 1 and checkpointing == settings.checkpointing:
                 continue
-            tokens = min(settings.max_tree_tokens, size) // parts
-            batches = [pairs.take(rows) for rows in pairs.microbatches(tokens)]
-            largest = max(batches, key=lambda batch: len(batch.trie().tokens))
+            tokens = min(settings.max_tree_tokens, size) // divisor
+            parts = [pairs.take(rows) for rows in pairs.microbatches(tokens)]
+            largest = max(parts, key=lambda part: len(part.trie().tokens))
             need = estimate(network.config, largest, settings.precision, checkpointing).total
             if need < 0.9 * there:
                 return (
