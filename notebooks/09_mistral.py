@@ -71,6 +71,7 @@ from dpo_helpers import data as persona
 from dpo_helpers import lm, mixtures, plots
 from dpo_helpers.finetune import memory
 
+# %%
 plots.use_style()
 config = configure(globals())
 records = RunStore(config)
@@ -162,6 +163,10 @@ b = g[labels > 0].mean(0) - g[labels < 0].mean(0)
 assert np.isclose(noise(g, labels), second_llm.noise(g, labels), rtol=1e-9)
 assert np.isclose(noise(g, labels), survey_arrays["noise"][known], rtol=1e-2)
 assert np.isclose(np.linalg.norm(b), survey_arrays["apart"][known], rtol=1e-2)
+
+# %% [markdown]
+# From the three numbers of each behavior we get its distinguishability with and without the noise, and
+# relative to the length of a state. {numref}`fig-survey` shows the distances.
 
 # %%
 columns = {}

@@ -220,10 +220,11 @@ same_behaviors = pd.DataFrame(columns)
 display(same_behaviors, Markdown(f"Over **{len(full_epoch)}** behaviors."))
 
 # %% [markdown]
-# For the same behaviors, the correlation of the probe's margin is higher over the whole epoch, and that
-# of the probe's accuracy too. The correlation of $\|\hat b\|$ hardly changes. Until this was corrected,
-# this page compared unequal numbers of steps and reported the probe's margin as clearly the highest
-# of all. That holds of the whole epoch, on these behaviors, but not of its first half.
+# For the same behaviors, both scores of the probe have higher correlations over the whole epoch. The
+# correlation of $\|\hat b\|$ hardly changes. This page used to compare unequal numbers of steps, and
+# reported the highest correlation for the probe's margin. On these behaviors it is the highest over
+# the whole epoch. Over the first half it is only a little higher than the correlations of $\|\hat b\|$
+# and the certificate.
 #
 # The intervals of two predictors may overlap although one is better on every sample of behaviors,
 # since both are measured on the same behaviors. The next table has the *advantage* of a predictor

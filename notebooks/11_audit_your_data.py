@@ -499,19 +499,19 @@ pd.DataFrame(within)
 # ## Does it find wrong labels?
 #
 # In the same mixtures we flipped one label in ten of every behavior, at random, and ran the audit
-# again without telling it which. *Told apart* is the probability that a flipped pair has a lower
+# again without telling it which. *AUC* is the probability that a flipped pair has a lower
 # leave-one-out score than an unflipped one: 1 if the audit finds them all, one half if it guesses. *Of
 # the worst* is the share of wrong labels in the tenth of all pairs with the lowest scores, where a guess
 # has one in ten. *Against* is what the report shows, before and after labels were flipped.
 #
-# *By others* is the first column without subtracting the part that pairs of the same answers share. The
+# *AUC, shared part kept*, is the first column without subtracting the part that pairs of the same answers share. The
 # first version of the audit did not subtract it. A look at the first mixture showed that the score then
 # depends on the answer more than on the label, so we subtracted that part. So the first mixture is no
 # test of this change, and the others are.
 
 
 # %%
-def told_apart(score, wrong):
+def auc(score, wrong):
     """The probability that a wrong pair scores below a right one; ties count half."""
     difference = score[~wrong] - score[wrong, None]
     return (difference > 0).mean() + (difference == 0).mean() / 2
@@ -521,8 +521,8 @@ def found_wrong(score, others, wrong):
     """How well the scores (n,) of a group's pairs find the wrong labels."""
     lowest = np.argsort(score, kind="stable")[: wrong.sum()]
     return {
-        "told apart": told_apart(score, wrong),
-        "by others": told_apart(others, wrong),
+        "AUC": auc(score, wrong),
+        "AUC, shared part kept": auc(others, wrong),
         "of the worst": wrong[lowest].mean(),
     }
 

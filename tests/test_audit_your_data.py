@@ -234,8 +234,8 @@ def test_scores_of_a_perfect_and_a_blind_audit():
     wrong = np.arange(100) < 10
     score = np.where(wrong, -1.0, 1.0) + rng.uniform(0, 0.5, 100)
     perfect = PAGE.found_wrong(score, -score, wrong)
-    assert perfect == {"told apart": 1, "by others": 0, "of the worst": 1}
+    assert perfect == {"AUC": 1, "AUC, shared part kept": 0, "of the worst": 1}
     blind = rng.normal(size=(50, 100))
     found = pd.DataFrame([PAGE.found_wrong(row, np.zeros(100), wrong) for row in blind]).mean()
-    assert 0.45 < found["told apart"] < 0.55 and found["by others"] == 0.5
+    assert 0.45 < found["AUC"] < 0.55 and found["AUC, shared part kept"] == 0.5
     assert 0.05 < found["of the worst"] < 0.2
