@@ -14,7 +14,7 @@ from ledger.store import Run, RunStore
 
 from . import misalignment
 
-# Where the pairs come from, and the most tokens of a prompt with either response.
+# Where the pairs come from, and the limit on the tokens of a prompt with either response.
 SUBSET = "harmless-base"
 SPLIT = {"smoke": "test", "book": "test", "paper": "train"}
 LENGTH = {"smoke": 104, "book": 128, "paper": 512}
