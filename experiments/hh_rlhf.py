@@ -14,7 +14,7 @@ from ledger.store import Run, RunStore
 
 from . import misalignment
 
-# Where the pairs come from, and the most tokens of a prompt with either response.
+# Where the pairs come from, and the limit on the tokens of a prompt with either response.
 SUBSET = "harmless-base"
 SPLIT = {"smoke": "test", "book": "test", "paper": "train"}
 LENGTH = {"smoke": 104, "book": 128, "paper": 512}
@@ -31,16 +31,14 @@ STEPS = 100
 TOKENS = 2048
 
 
-def lengths(model: lm.Model, rows: Sequence[Mapping[str, str]]) -> np.ndarray:
+def lengths(model: lm.Model, rows: Sequence[Mapping]) -> np.ndarray:
     """Tokens of each pair's prompt with its chosen and with its rejected response, (n, 2)."""
     end = model.tokenizer.eos_token
     whole = [row["prompt"] + row[name] + end for row in rows for name in ("chosen", "rejected")]
     return np.array([len(ids) for ids in model.tokenizer(whole).input_ids]).reshape(-1, 2)
 
 
-def kept(
-    model: lm.Model, rows: Sequence[Mapping[str, str]], length: int
-) -> tuple[lm.Pairs, lm.Pairs]:
+def kept(model: lm.Model, rows: Sequence[Mapping], length: int) -> tuple[lm.Pairs, lm.Pairs]:
     """The pairs trained on and held out: two different responses, at most ``length`` tokens each.
 
     Raises InputError if they are fewer than ten.
@@ -69,28 +67,23 @@ def dialogues(config: Config) -> list[dict[str, str]]:
 
 
 class _Dialogues:
-    """The base model with a new adapter, the pairs trained on and held out, and the settings.
-
-    A batch is at most a quarter of the pairs.
-    """
+    """The base model with a new adapter, the pairs trained on and held out, and the settings."""
 
     def __init__(self, records: RunStore, rate: float, seed: int) -> None:
         from dpo_helpers import finetune
         from dpo_helpers.lm import lora
 
-        config = records.config
+        config, every = records.config, EVERY[records.config.tier]
         self.model = lora.add(lm.load(config.model, config.device), seed)
         self.given = kept(self.model, dialogues(config), LENGTH[config.tier])
         size = min(config.full_batch_size, len(self.given[0]) // 4)
         how = dict(beta=config.beta, learning_rate=rate, batch_size=size, seed=seed)
-        every = EVERY[config.tier]
         self.settings = finetune.Settings(max_tree_tokens=TOKENS, evaluate_every=every, **how)
 
     def align(self) -> dict[str, np.ndarray]:
         """Train on the given labels; the adapter stays in the cache for the next run."""
-        learned, held_out = self.given
-        settings = replace(self.settings, evaluate_every=len(learned))
-        return self.train(learned, settings, keep=True, held_out=held_out)
+        settings = replace(self.settings, evaluate_every=len(self.given[0]))
+        return self.train(self.given[0], settings, keep=True, held_out=self.given[1])
 
     def train(self, pairs: lm.Pairs, settings: object, **options: object) -> dict[str, np.ndarray]:
         """``finetune.Curves`` as arrays, and ``each`` held-out pair before and after."""
@@ -110,8 +103,8 @@ class _Dialogues:
         pairs, network = self.given[1], self.model.network
         found = np.empty((len(pairs), 2), np.float32)
         with torch.no_grad(), compute_precision(network, self.settings.precision):
-            for members in pairs.microbatches(self.settings.max_tree_tokens):
-                found[members] = lm.log_probabilities(network, pairs.take(members)).cpu().numpy()
+            for rows in pairs.microbatches(self.settings.max_tree_tokens):
+                found[rows] = lm.log_probabilities(network, pairs.take(rows)).cpu().numpy()
         return found
 
     def log_ratios(self) -> list[np.ndarray]:
@@ -124,8 +117,8 @@ class _Dialogues:
 def aligned_run(records: RunStore, rate: float, seed: int) -> Run:
     """Align the base model: train an adapter on the given labels for one epoch.
 
-    Arrays as of ``flipped_run``, of the given labels, without ``preferred`` and ``other``; the
-    held-out pairs are measured at both ends only.
+    Arrays as of ``flipped_run``, of the given labels, but ``preferred`` and ``other``; the held-out
+    pairs are measured at both ends only.
     """
 
     def make() -> dict[str, np.ndarray]:
@@ -140,9 +133,8 @@ def flipped_run(records: RunStore, start: str, reference: str, rate: float, seed
     The adapter of the aligned model is trained further, with a fresh optimizer. Arrays, T steps:
 
     loss, margin, gap, accuracy   (2, T + 1) of the flipped pairs, as in ``finetune.Curves``
-    preferred, other              (T + 1,) mean log π of the held-out pairs' responses: of those
-                                  preferred, and not, by the given labels
-    each                          (2, n, 2) the same of each held-out pair, before and after
+    preferred, other   (T + 1,) mean log π of the held-out pairs' responses, by the given labels
+    each               (2, n, 2) the same of each held-out pair, before and after
     """
 
     def make() -> dict[str, np.ndarray]:
@@ -179,9 +171,7 @@ def pairs_run(records: RunStore) -> Run:
     return dialogue_run(records, "pairs", settings, make)
 
 
-def _recorded(
-    records: RunStore, kind: str, rate: float, seed: int, more: dict, make: Callable
-) -> Run:
+def _recorded(records: RunStore, kind: str, rate: float, seed: int, more: dict, make) -> Run:
     config = records.config
     settings = {"model": config.model, "split": SPLIT[config.tier], "length": LENGTH[config.tier]}
     settings |= {"beta": config.beta, "rate": rate, "seed": seed, "tokens": TOKENS}
@@ -190,12 +180,7 @@ def _recorded(
     return dialogue_run(records, name, settings | more, make)
 
 
-def dialogue_run(
-    records: RunStore,
-    name: str,
-    settings: Mapping[str, object],
-    make: Callable[[], Mapping[str, np.ndarray]],
-) -> Run:
+def dialogue_run(records: RunStore, name: str, settings: Mapping, make: Callable) -> Run:
     """``RunStore.replay_or_run`` of HH-RLHF, which replays without the pairs and the weights."""
     config, name = records.config, f"hh/{records.model_slug}/{name}"
     inputs: dict[str, str | None] = {"HH-RLHF": None, "model": None}
