@@ -113,36 +113,24 @@ def train(
     """
     import torch
 
-    to = dict(dtype=torch.float64, device=device)
     groups = {1 if p.group is None else int(p.group.max()) + 1 for p in problems}
     if len(groups) != 1:
         raise ValueError(f"problems have different numbers of groups: {sorted(groups)}")
-    rows = max(len(p.labels) for p in problems)
-    signed = np.zeros((len(problems), rows, problems[0].g.shape[1]))
-    batches = np.zeros((steps if sampling != "full" else 1, len(problems), rows, seeds))
-    for k, problem in enumerate(problems):
-        n = len(problem.labels)
-        np.multiply(problem.g, problem.labels[:, None], out=signed[k, :n])
-        for s in range(seeds):
-            batches[:, k, :n, s] = draws(problem, len(batches), batch_size, sampling, s)
-    a, weights = torch.from_numpy(signed).to(**to), torch.from_numpy(batches).to(**to)
-    index = None
-    drawn = (batches > 0).any(-1)  # by any seed; if these are few, a step reads only them
-    most = drawn.sum(-1).max()
-    if most < rows / 2:
-        pick = np.argsort(~drawn, axis=-1, kind="stable")[..., :most]
-        weights = torch.from_numpy(np.take_along_axis(batches, pick[..., None], 2)).to(**to)
-        index = torch.from_numpy(pick).to(device)
-        each = torch.arange(len(problems), device=device)[:, None]
+    most = max(len(p.labels) for p in problems)
+    signed = np.zeros((len(problems), most, problems[0].g.shape[1]))
+    for a, p in zip(signed, problems, strict=True):
+        np.multiply(p.g, p.labels[:, None], out=a[: len(p.labels)])
+    weights, rows = _minibatches(problems, steps, batch_size, sampling, seeds)
+    a, weights = (torch.from_numpy(x).to(device, torch.float64) for x in (signed, weights))
     weights *= learning_rate * beta
-
-    def at(t: int) -> int:
-        return min(t, len(batches) - 1)
-
+    each = torch.arange(len(problems), device=device)[:, None]
+    last = len(weights) - 1  # of full batches there is one, used at every step
+    if rows is not None:
+        rows = torch.from_numpy(rows).to(device)
     path = _descend(
         a,
-        lambda t: a if index is None else a[each, index[at(t)]],
-        lambda t, sigmoids: weights[at(t)] * sigmoids,
+        lambda t: a if rows is None else a[each, rows[min(t, last)]],
+        lambda t, sigmoids: weights[min(t, last)] * sigmoids,
         beta,
         steps,
         seeds,
@@ -154,6 +142,28 @@ def train(
     history = {name: np.stack([m[name] for m in measured]) for name in measured[0]}
     distance = 2**0.5 * path.norm(dim=2).transpose(0, 1)
     return history | {"distance": distance.cpu().numpy(), "delta": path[-1].cpu().numpy()}
+
+
+def _minibatches(
+    problems: Sequence[Problem], steps: int, batch_size: int, sampling: str, seeds: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights (steps, k, m, seeds) of m rows of each problem, and their row numbers (steps, k, m).
+
+    If all seeds together draw few rows, m is the largest number drawn in any step, else all rows
+    are read, and the row numbers are None.
+    """
+    most = max(len(p.labels) for p in problems)
+    weights = np.zeros((steps if sampling != "full" else 1, len(problems), most, seeds))
+    for k, problem in enumerate(problems):
+        for s in range(seeds):
+            batch = draws(problem, len(weights), batch_size, sampling, s)
+            weights[:, k, : len(problem.labels), s] = batch
+    drawn = (weights > 0).any(-1)
+    m = drawn.sum(-1).max()
+    if m >= most / 2:
+        return weights, None
+    rows = np.argsort(~drawn, axis=-1, kind="stable")[..., :m]
+    return np.take_along_axis(weights, rows[..., None], 2), rows
 
 
 def _measure(

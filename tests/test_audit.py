@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def pairs(model):
-    """Random tokens: responses of several lengths, some that begin alike, one pair turned round.
+    """Random tokens: responses of several lengths, some that begin alike, one pair flipped.
 
     Group b has 12 pairs of the same two responses of one token, and so a stratum of its own.
     """
@@ -83,14 +83,14 @@ def test_slices_of_the_vocabulary_add_up(model, pairs, found, monkeypatch):
         assert np.allclose(getattr(sliced, name), getattr(found, name), rtol=1e-4, atol=1e-4)
 
 
-def test_a_small_step_does_what_was_told(found, pairs, gradients):
+def test_a_small_step_does_what_was_predicted(found, pairs, gradients):
     """Gradient descent of the DPO loss on the last layer: gaps grow by (ηβ/2)⟨G_i, M⟩."""
     g, _ = gradients
     beta, rate = 0.1, 1e-3
     step = rate * beta / 2 * g.mean(0)
     weights = found.counts / len(pairs)
-    told = rate * beta / 2 * (found.pair_stratum @ found.composition.T @ weights)
-    assert np.allclose(g @ step, told, rtol=1e-4, atol=1e-7)
+    predicted = rate * beta / 2 * (found.pair_stratum @ found.composition.T @ weights)
+    assert np.allclose(g @ step, predicted, rtol=1e-4, atol=1e-7)
     share = [((g[pairs.group == a].sum(0) / len(g)) @ g.mean(0)) for a in range(3)]
     assert np.allclose(found.first_update, share / np.sum(share), rtol=1e-4)
     assert found.first_update.sum() == pytest.approx(1)
@@ -119,7 +119,7 @@ def test_what_is_shared_is_shared_by_two_different_pairs(found, gradients):
 
 
 def of_gradients(g, group, stratum, mirror) -> audit.Audit:
-    """What the audit would tell of gradients (N, numbers)."""
+    """The audit of given gradients (N, numbers)."""
     means = np.stack([g[stratum == s].mean(0) for s in range(len(mirror))])
     products = (means @ means.T, g @ means.T, (g**2).sum(1))
     rest = (np.zeros(len(g)), np.arange(len(g)), np.full(len(g), -1))
@@ -154,9 +154,9 @@ def test_errors_are_those_of_drawing_again(signal, factor):
     audits = [drawn(rng, 30, signal) for _ in range(300)]
     for how in (None, weights, [1, 0]):
         speeds = np.array([found.speeds(how) for found in audits])
-        told = np.array([found.errors(how) for found in audits]).mean(0)
+        errors = np.array([found.errors(how) for found in audits]).mean(0)
         scatter = speeds.std(0, ddof=1)
-        assert np.allclose(told, factor * scatter, rtol=0.15)
+        assert np.allclose(errors, factor * scatter, rtol=0.15)
 
 
 def test_others_leave_the_pair_out(found, gradients):
@@ -200,8 +200,8 @@ def test_what_is_taken_off_is_what_both_preferences_share(gradients, found, pair
     common = (means[0] - means[1]) / 2
     for i in (0, 11, 12, 22):
         left = [g[(stratum == s) & (np.arange(23) != i)].mean(0) for s in (0, 1)]
-        told = (g[i] - (common if i < 12 else -common)) @ (left[0] + left[1]) / 2
-        assert made.leave_one_out_score[i] == pytest.approx(told, rel=1e-6)
+        expected = (g[i] - (common if i < 12 else -common)) @ (left[0] + left[1]) / 2
+        assert made.leave_one_out_score[i] == pytest.approx(expected, rel=1e-6)
 
 
 def test_strata_that_mirror_each_other(pairs):
@@ -317,9 +317,9 @@ def test_a_bad_row_names_its_line_and_the_remedy(tmp_path, row, column, parts):
     source = write(tmp_path, "a.jsonl", [PAIR | {"topic": "x"} if column is None else PAIR, row])
     with pytest.raises(InputError) as caught:
         preferences.read(source, column)
-    told = str(caught.value)
-    assert all(part in told for part in parts) and "\n" not in told
-    assert column or "line 2" in told
+    text = str(caught.value)
+    assert all(part in text for part in parts) and "\n" not in text
+    assert column or "line 2" in text
 
 
 @pytest.mark.parametrize(
@@ -356,11 +356,11 @@ def test_messages_go_through_the_template(tmp_path, model, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "chat_template", template)
     rows = preferences.read(write(tmp_path, "a.jsonl", [TALK]))
     pairs, _ = audit.tokenize(model, rows)
-    told = lm.pairs_from_text(
+    expected = lm.pairs_from_text(
         model, [{"prompt": "<user>why?<assistant>", "chosen": "Because.", "rejected": "No idea."}]
     )
     assert (pairs.prompts, pairs.chosen, pairs.rejected) == (
-        told.prompts, told.chosen, told.rejected
+        expected.prompts, expected.chosen, expected.rejected
     )  # fmt: skip
 
 
@@ -401,7 +401,7 @@ def test_the_command_overwrites_nothing_else(tmp_path, there, out, part):
 def test_a_report_names_the_rows_of_the_file(found, pairs):
     rows = [PAIR | {"row": 1000 + i} for i in range(len(pairs))]
     page = audit.report(found, rows, "pairs", "tiny-llama", drawn=5000)
-    assert ">1000<" in page and ">1027<" in page, "the pair turned round and its counterpart"
+    assert ">1000<" in page and ">1027<" in page, "the flipped pair and its counterpart"
     assert "of 5000, drawn" in page
 
 

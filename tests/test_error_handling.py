@@ -546,7 +546,7 @@ def test_a_damaged_model_folder(tiny, tmp_path, file, fault):
 
 
 def test_a_statement_longer_than_the_context(tiny):
-    """512 tokens are read, 513 are not; the statement is told by its number and its beginning."""
+    """512 tokens are read, 513 are not; the error names the statement and how it begins."""
     fits, long = "Yes" * 512, "No" * 513
     states = hidden_states(tiny, [fits])
     assert states.shape == (1, 32) and np.isfinite(states).all()
@@ -607,7 +607,7 @@ def cut_off(request, tmp_path, monkeypatch):
 
 
 def test_no_network(cut_off):
-    """Told within ten seconds, each with what to use instead."""
+    """An error within ten seconds, with what to use instead."""
     with within(10):
         parts = ("Anthropic/model-written-evals", "hub", "reached", "DPO_DATA_DIR", "'sample'")
         line(lambda: data.load_behavior("risk-seeking", "anthropic"), *parts)
@@ -843,7 +843,7 @@ def test_a_statement_longer_than_the_context_is_not_half_recorded(persona, tmp_p
     ids=["unknown model", "no network", "device"],
 )
 def test_states_that_cannot_be_made_say_why(tmp_path, monkeypatch, parameters, parts):
-    """The reason that ``models.load`` gives, with its remedy; "not at hand" is none."""
+    """The reason that ``lm.load`` gives, with its remedy."""
     import torch
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -857,7 +857,7 @@ def test_states_that_cannot_be_made_say_why(tmp_path, monkeypatch, parameters, p
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("source", ["sample", "hub"])
 def test_states_of_names_that_lead_elsewhere(tmp_path, monkeypatch, name, source):
-    """Also where the data are not at hand and a record stands where the name leads."""
+    """Also where the data are not available and a record stands where the name leads."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("DPO_DATA_DIR", raising=False)
     records = store_at(tmp_path / "store", data={"hub": "anthropic"}.get(source, source))
@@ -1043,7 +1043,7 @@ DAMAGES += ["json null", "json []", "json {}", "json keyless"]
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_record(tmp_path, how):
-    """It is not made again behind the reader's back; without the folder it is."""
+    """It is not made again silently; once the folder is deleted, it is."""
     ask(store_at(tmp_path), lambda: {"x": NEW["x"]})
     folder = tmp_path / "chapter" / "run"
     damage(folder, how)

@@ -111,7 +111,7 @@ def test_half_precision_is_measured_in_float64():
 
 
 def test_separability_is_that_of_the_statements_left_out():
-    """Forty are told apart without error; of the four left out, one has the wrong label."""
+    """The probe separates forty without error; one of the four left out has the wrong label."""
     labels = np.tile([1, -1], 22)
     g = labels[:, None].astype(float)
     g[-1] *= -1

@@ -27,7 +27,7 @@ def _load(name):
 
 
 def _prompts():
-    """Unlike lengths, shorter and longer than the window; duplicates; prefixes of one another."""
+    """Lengths shorter and longer than the window; duplicates; prefixes of one another."""
     questions = load_behavior("loves-gardening").prompts()[:9]
     long = " ".join(questions[:3])
     start = "Is the following"
@@ -79,7 +79,7 @@ def test_equals_plain_forward(name, tokens):
     np.testing.assert_allclose(states, want, rtol=0, atol=1e-4)
     np.testing.assert_allclose(states[[11, 14]], states[[4, 4]], rtol=0, atol=1e-5)
     apart = np.linalg.norm(want[:, None] - want, axis=-1)
-    assert np.median(apart) > 1, "unlike prompts are told apart"
+    assert np.median(apart) > 1, "different prompts have different states"
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -47,11 +47,8 @@ def certificate(
     ``g`` if it is known. δ_t lies within E_t of the linear regime (``linearization_error_bound``).
     The loss has slope at most β‖b̂‖/2 at every δ_t, and curvature at most β²λ everywhere. Where E_t
     is too large, three other bounds remain: Theorem A and ``saturation`` for the distance, Jensen's
-    inequality, L_t ≥ log 2 − loss_decrease(β‖b̂‖‖δ_t‖), for the loss, and
-
-    L_t ≤ L(z) + ‖z‖²/(ηt) + max(0, 1/(1 − κ/4) − 2) log 2/(2t)  for every z,
-
-    used for points z of the linear regime.
+    inequality, L_t ≥ log 2 − loss_decrease(β‖b̂‖‖δ_t‖), for the loss, and the bound of L_t by the
+    loss at other points (``_decrease_from_points``).
 
     Raises InputError for steps < 1 and κ > 4, and as ``check_states`` does.
     """
@@ -76,12 +73,9 @@ def certificate(
     most = bounds.loss_decrease(np.sqrt(2) * slope * high)
     most = np.minimum(most, decrease + slope * off + beta**2 * s.lambda_max / 2 * off**2)
 
-    some = np.unique(np.geomspace(1, steps, 200).astype(int))
-    with np.errstate(divide="ignore"):
-        extra = np.log(2) / 2 * max(0, np.divide(1, 1 - kappa / 4) - 2)
-    reached = decrease[some] - distance[some] ** 2 / (learning_rate * t[1:, None])
     least = decrease - slope * off
-    least[1:] = np.maximum(least[1:], reached.max(1) - extra / t[1:])
+    others = _decrease_from_points(decrease, distance, kappa, learning_rate)
+    least[1:] = np.maximum(least[1:], others)
     # For κ ≤ 4 the loss never increases, so a bound proven at one step holds at later steps.
     least = np.maximum.accumulate(np.maximum(least, 0))
     low = np.sqrt(2) * np.maximum(distance - off, 0)
@@ -95,6 +89,23 @@ def certificate(
         cosine=_cosine(boundary, 2 * delta @ spectrum.right, 2 * off, s.unit),
         correct=labels * (g @ boundary) + margins / beta - 2 * s.norms * off[:, None] > 0,
     )
+
+
+def _decrease_from_points(
+    decrease: np.ndarray, distance: np.ndarray, kappa: float, learning_rate: float
+) -> np.ndarray:
+    """Lower bound of log 2 − L_t for t = 1 … T, (T,), from 200 points z of the linear regime.
+
+    L_t ≤ L(z) + ‖z‖²/(ηt) + max(0, 1/(1 − κ/4) − 2) log 2/(2t)  for every z.
+
+    ``decrease`` and ``distance`` (T + 1,) are log 2 − L(z) and ‖z‖ at its steps.
+    """
+    t = np.arange(1, len(decrease))
+    some = np.unique(np.geomspace(1, len(t), 200).astype(int))
+    with np.errstate(divide="ignore"):
+        extra = np.log(2) / 2 * max(0, np.divide(1, 1 - kappa / 4) - 2)
+    reached = decrease[some] - distance[some] ** 2 / (learning_rate * t[:, None])
+    return reached.max(1) - extra / t
 
 
 def _cosine(
