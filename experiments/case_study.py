@@ -32,23 +32,18 @@ QUOTES = (
 
 
 def quotes_run(records: RunStore) -> Run:
-    """F1: whether each of ``QUOTES`` begins a statement with that answer: ``found`` (quotes,) bool.
-
-    All are False for the embedded sample, which holds none of Anthropic's statements.
-    """
+    """F1: whether each of ``QUOTES`` begins a statement with that answer (never in the sample)."""
     data = records.config.data
     names = {name for name, _, _ in QUOTES} if data != "sample" else ()
     tables = {name: load_behavior(name, data) if at_hand(data) else None for name in sorted(names)}
 
-    def found(name: str, quote: str, answer: str) -> bool:
-        if name not in tables:
-            return False
-        rows = tables[name].rows.to_pandas()
-        preferred = rows["answer_matching_behavior"].str.strip() == answer
-        return (rows["statement"].str.startswith(quote) & preferred).any()
-
     def make() -> dict[str, np.ndarray]:
-        return {"found": np.array([found(*quote) for quote in QUOTES])}
+        found = np.zeros(len(QUOTES), bool)
+        for i, (name, quote, answer) in enumerate(QUOTES if tables else ()):
+            rows = tables[name].rows.to_pandas()
+            preferred = rows["answer_matching_behavior"].str.strip() == answer
+            found[i] = (rows["statement"].str.startswith(quote) & preferred).any()
+        return {"found": found}
 
     inputs = {name: table and table.sha256 for name, table in tables.items()}
     return records.replay_or_run("f1", {"quotes": QUOTES}, inputs, make)
@@ -56,14 +51,12 @@ def quotes_run(records: RunStore) -> Run:
 
 def planes_run(records: RunStore) -> Run:
     """F2: UMAP coordinates of the behaviors of Figure 2, one (n, 2) array a behavior."""
-    states = {name: records.states(name) for name in FIGURE_2[records.config.tier]}
-    settings = {"behaviors": list(states), "umap": "defaults, seed 0"}
-    inputs = {name: s.sha256 for name, s in states.items()}
-
-    def make() -> dict[str, np.ndarray]:
-        return {name: umap_2d(s.g) for name, s in states.items()}
-
-    return records.replay_or_run("f2", settings, inputs, make)
+    states = [records.states(behavior) for behavior in FIGURE_2[records.config.tier]]
+    settings = {"behaviors": [s.behavior for s in states], "umap": "defaults, seed 0"}
+    inputs = {s.behavior: s.sha256 for s in states}
+    return records.replay_or_run(
+        "f2", settings, inputs, lambda: {s.behavior: umap_2d(s.g) for s in states}
+    )
 
 
 def conventions_run(records: RunStore) -> Run:
@@ -88,8 +81,10 @@ def conventions_run(records: RunStore) -> Run:
         return [geometry(g, s.labels).distinguishability for g in (once, twice)]
 
     def make() -> dict[str, np.ndarray]:
-        endings = {"newline": True, "bare": False}
-        return {key: np.array([measured(s, end) for s in states]) for key, end in endings.items()}
+        return {
+            key: np.array([measured(s, newline) for s in states])
+            for key, newline in (("newline", True), ("bare", False))
+        }
 
     return records.replay_or_run("conventions", settings, inputs, make)
 

@@ -883,10 +883,10 @@ print(f"uneven training splits: {uneven} of {len(about)}")
 own, high, last = real["distance"], real["high"], f"A, t = {config.steps}"
 ratios = pd.DataFrame(index=index)
 ratios["Theorem 4.1, t = 1"] = real["paper"][:, 1] / own[:, 0, 1]
-ratios[last] = (high / own)[:, 0, -1]
+ratios[last], at_book = (high[..., -1] / own[..., -1]).T
 ratios["β′²ηc_n², book's η"] = real["condition"][:, 1]
 ratios["κ, book's η"] = real["kappa"][:, 1]
-ratios[f"{last}, book's η"] = (high / own)[:, 1, -1]
+ratios[f"{last}, book's η"] = at_book
 ratios.map("{:.3g}".format)
 
 # %% [markdown]
