@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from dpo_helpers import data, finetune, last_layer, lm, mixtures
+from dpo_helpers import data, last_layer, lm, mixtures
 from ledger.config import Config
 from ledger.store import Run, RunStore
 
@@ -80,6 +80,8 @@ def resampled_run(records: RunStore, behaviors: Sequence[str], rate: float, seed
     ``accuracy`` as in ``finetune.Curves``, and ``counts`` (m, 2): of each behavior, how many
     statements were drawn, and how many different ones.
     """
+    from dpo_helpers import finetune
+
     config = records.config
     facts = {"model": config.model, "behaviors": list(behaviors)}
     facts |= {"beta": config.beta, "rate": rate, "seed": seed}

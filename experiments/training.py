@@ -7,22 +7,25 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from dpo_helpers import dpo, finetune, lm
-from dpo_helpers.finetune import Curves, Settings
+from dpo_helpers import dpo, lm
 from dpo_helpers.lm import Model, Pairs
 from ledger.keys import code_sha256
 
+if TYPE_CHECKING:
+    from dpo_helpers.finetune import Curves, Settings
+
 
 def train_in_cache(
-    model: Model, pairs: Pairs, settings: Settings, *, keep: bool = False, **options: object
-) -> Curves:
+    model: Model, pairs: Pairs, settings: "Settings", *, keep: bool = False, **options: object
+) -> "Curves":
     """``finetune.train`` with its ``options``, in a ``training_folder`` that is removed afterwards.
 
     To ``keep`` it lets a later call read the run back.
     """
+    from dpo_helpers import finetune
+
     if keep:
         return finetune.train(model, pairs, settings, _folder(model, pairs, settings), **options)
     with training_folder(model, pairs, settings) as folder:
@@ -30,7 +33,7 @@ def train_in_cache(
 
 
 @contextlib.contextmanager
-def training_folder(model: Model, pairs: Pairs, settings: Settings) -> Iterator[Path]:
+def training_folder(model: Model, pairs: Pairs, settings: "Settings") -> Iterator[Path]:
     """A folder of the cache for one run of ``finetune.train``; removed if the body succeeds.
 
     The folder is named by the weights, the pairs, the settings and the code, so that a run that
@@ -41,7 +44,9 @@ def training_folder(model: Model, pairs: Pairs, settings: Settings) -> Iterator[
     shutil.rmtree(folder)
 
 
-def _folder(model: Model, pairs: Pairs, settings: Settings) -> Path:
+def _folder(model: Model, pairs: Pairs, settings: "Settings") -> Path:
+    from dpo_helpers import finetune
+
     content = [finetune.network_sha256(model.network), pairs.sha256, asdict(settings)]
     content.append(code_sha256(finetune.train))
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -54,6 +59,10 @@ def first_step(model: Model, pairs: Pairs, beta: float, rate: float) -> tuple[fl
     The numbers are those of ``finetune.train``. It takes half the time: the reference is the
     policy of the forward pass itself, and no checkpoint is written.
     """
+    import torch
+
+    from dpo_helpers import finetune
+
     settings, policy = Settings(), finetune.Policy(model.network.float())
     weights = list(policy.parameters())
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=True)

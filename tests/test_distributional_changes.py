@@ -10,7 +10,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dpo_helpers import plots
 from dpo_helpers.errors import InputError
 from dpo_helpers.states import geometry
 from dpo_helpers.theory.synthetic import coordinates
@@ -284,27 +283,3 @@ def test_figures_show_five_behaviors_at_four_betas():
     assert len(set(found)) == len(found) == 4 * 5
     assert {beta for _, beta in found} == {0.001, 0.01, 0.1, 1.0}
     assert {behavior for behavior, _ in found} == set(FIVE)
-
-
-# The pictures.
-
-
-def test_planes_in_rows_and_before_in_pale():
-    labels = np.array([1, 1, -1])
-    points = np.arange(6.0).reshape(3, 2)
-    both = np.stack([points, points + 10])
-    figure = plots.planes({"a": (points, labels), "b": (both, labels), "c": (points, labels)}, 2)
-    first, second, third, empty = figure.axes
-    assert not empty.get_visible()
-    assert [len(x.get_offsets()) for x in first.collections] == [2, 1]
-    assert sorted(len(x.get_offsets()) for x in second.collections) == [1, 1, 2, 2]
-    assert third.get_position().y1 < first.get_position().y0
-    said = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sorted(said) == ["No", "No, before", "preferred: Yes", "preferred: Yes, before"]
-    pale = {tuple(x.get_facecolor()[0][:3]) for x in second.collections}
-    assert len(pale) == 4
-
-
-def test_planes_of_one_behavior():
-    figure = plots.planes({"a-b": (np.zeros((2, 2)), np.array([1, -1]))})
-    assert [ax.get_xlabel() for ax in figure.axes] == ["a b"]
