@@ -52,7 +52,9 @@ def trained_run(
         from .training import training_folder
 
         how = dict(beta=beta, learning_rate=rate, batch_size=config.full_batch_size)
-        settings = finetune.Settings(**how, seed=seed, save_every=0)
+        # With a checkpoint at the end, if its hidden states are measured then.
+        alone = len(behaviors) == 1 and seed == 0
+        settings = finetune.Settings(**how, seed=seed, save_every=1000 * alone)
         model = lm.load(config.model, config.device)
         statements = [data.load_behavior(behavior, config.data) for behavior in behaviors]
         learned, held_out = lm.pairs_from_behaviors(model, statements, config.newline).split()
@@ -68,7 +70,7 @@ def trained_run(
             )
             found = {name: getattr(curves, name) for name in ("loss", "margin", "gap", "accuracy")}
             found |= {"gradient": curves.grad_norm, "boundary": curves.logged["boundary"]}
-            if len(behaviors) == 1 and seed == 0:
+            if alone:
                 g = hidden_states(model, statements[0].prompts(config.newline))
                 rows = model.unembedding_rows().numpy()
                 found |= _changed(states[0], g, rows[0] - rows[1])

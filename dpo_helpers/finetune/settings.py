@@ -29,7 +29,7 @@ class Settings:
     max_tree_tokens: int = 4096  # of a token trie; a larger batch is split into microbatches
     checkpointing: bool = False  # keep only the layers' inputs for backward: less memory, slower
     evaluate_every: int = 1  # steps between two evaluations of the held-out pairs, 0: never
-    save_every: int = 10  # steps between two checkpoints, 0: only one at the end
+    save_every: int = 10  # steps between checkpoints, and one at the end; 0: none
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -48,7 +48,8 @@ def train(
     The folder ``out`` receives ``metrics.jsonl``, a line per step, and ``checkpoint.safetensors``.
     Called again with the same model, data and settings, the run resumes from there, on the CPU in
     float32 to bitwise the same numbers; a finished run is read back. A folder that holds another
-    run is an error, except inside the cache, where that run is deleted.
+    run is an error, except inside the cache, where that run is deleted. Without checkpoints
+    (``save_every`` = 0) a run starts again from its first step.
 
     Raises InputError for a batch larger than the data, a folder that holds another run, a damaged
     checkpoint, a full disk, a loss that is not finite, and too little memory.
@@ -171,7 +172,8 @@ class Run:
         if not self.lines or self.lines[-1]["step"] < total:  # else it is finished already
             self._check_finite(total, *engine.log_ratios(self.pairs.take(self.batches[-1])))
             self._record({"step": total} | self._evaluate(total))
-            self._save(total, checkpoint.rng_state())
+            if settings.save_every:
+                self._save(total, checkpoint.rng_state())
 
     def _evaluate(self, t: int) -> dict:
         """What is measured of the held-out pairs after t steps; empty unless this is due."""
