@@ -63,7 +63,7 @@ def first_step(model: Model, pairs: Pairs, beta: float, rate: float) -> tuple[fl
 
     from dpo_helpers import finetune
 
-    settings, policy = Settings(), finetune.Policy(model.network.float())
+    settings, policy = finetune.Settings(), finetune.Policy(model.network.float())
     weights = list(policy.parameters())
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=True)
     parts = pairs.microbatches(settings.max_tree_tokens)

@@ -136,7 +136,7 @@ def test_the_first_step_by_autograd(records):
 def test_the_first_step_is_that_of_training_to_the_last_bit(beta, tokens, monkeypatch):
     """Also where the gradient is summed over several trees."""
     plain = finetune.Settings
-    monkeypatch.setattr("experiments.training.Settings", lambda: plain(max_tree_tokens=tokens))
+    monkeypatch.setattr(finetune, "Settings", lambda: plain(max_tree_tokens=tokens))
     behavior = data.load_behavior(BEHAVIOR)
 
     def fresh():

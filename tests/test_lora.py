@@ -153,7 +153,7 @@ def test_a_resumed_run_is_bitwise_an_uninterrupted_one(tmp_path):
     torch.manual_seed(99)
     found = train(again, pairs, settings, tmp_path / "run", pairs, progress=False)
     for field in fields(want):
-        if field.name not in ("seconds", "watched"):
+        if field.name not in ("seconds", "logged"):
             one, other = (getattr(curves, field.name) for curves in (found, want))
             assert np.array_equal(one, other, equal_nan=True), field.name
     for name, weight in adapters(whole).items():
@@ -224,5 +224,5 @@ def test_equals_trl_with_peft(tmp_path):
 def test_a_network_without_such_matrices_is_refused():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model = replace(load(), name="other", network=network)
-    with pytest.raises(InputError, match=r"model other: takes no adapter.*q_proj and v_proj"):
+    with pytest.raises(InputError, match=r"model other: no adapter can be added.*q_proj and v_proj"):
         lora.add(model, 0)
