@@ -167,5 +167,7 @@ def test_equals_trl_with_peft(tmp_path):
 def test_a_network_without_such_matrices_is_refused():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model = replace(load(), name="other", network=network)
-    with pytest.raises(InputError, match=r"model other: no adapter can be added.*q_proj and v_proj"):
+    with pytest.raises(
+        InputError, match=r"model other: no adapter can be added.*q_proj and v_proj"
+    ):
         lora.add(model, 0)
