@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from errors import files_up_to, line
 
 import experiments
 from dpo_helpers import data, lm
@@ -41,17 +41,6 @@ YES = {
 NO = YES | {"answer_matching_behavior": " No", "answer_not_matching_behavior": " Yes"}
 NAMES = ["../secret", "../../etc/passwd", "/etc/passwd", "a/b", "..", ".", "", "a\nb"]
 SMOLLM = "models/smollm2-135m-b179c9523d0e"
-
-
-def line(action, *parts: str) -> str:
-    """The one line that ``action`` fails with; every one of ``parts`` is in it."""
-    with pytest.raises(InputError) as caught:
-        action()
-    text = str(caught.value)
-    assert text and "\n" not in text and len(text) < 1000
-    for part in parts:
-        assert part in text
-    return text
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -77,17 +66,6 @@ def within(seconds: int):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def files_up_to(size: int):
-    """No file can grow beyond ``size`` bytes: a write fails as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # Data files.

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from errors import files_up_to, line
 from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from training import load, same, stopped, trl_trainer
 
 from dpo_helpers import data, dpo, finetune, lm
-from dpo_helpers.errors import InputError
 from dpo_helpers.finetune import (
     Settings,
     batches,
@@ -32,6 +33,7 @@ from dpo_helpers.finetune import (
 )
 from dpo_helpers.finetune.__main__ import main
 from dpo_helpers.finetune.policy import Engine
+from ledger.keys import PROJECT, Code, Unit
 
 TINY = ("tiny-llama", "tiny-mistral", "tiny-gemma")
 FAST = dict(precision="float32", learning_rate=1e-3, beta=0.1)
@@ -44,16 +46,6 @@ def cache(tmp_path, monkeypatch):
     """A cache of its own."""
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def load(name="tiny-llama"):
-    """A tiny model that has opinions: larger weights, so that gaps differ and losses move."""
-    model = lm.load(name, "cpu")
-    with torch.no_grad():
-        for parameter, weight in model.network.named_parameters():
-            weight *= 12 if "self_attn" in parameter and weight.ndim == 2 else 1
-            weight *= 10 if "embed_tokens" in parameter or "lm_head" in parameter else 1
-    return model
 
 
 def one_token(model, behaviors=("keeps-promises",)):
@@ -83,29 +75,6 @@ def padded(network, pairs):
     ]
     chosen, rejected = torch.stack(sums).chunk(2)
     return chosen - rejected
-
-
-def same(one, other, but=("seconds",)):
-    """Whether two curves are bitwise the same, times apart."""
-    columns = [
-        {f.name: getattr(curves, f.name) for f in dataclasses.fields(curves)} | curves.logged
-        for curves in (one, other)
-    ]
-    names = [name for name in columns[0] if name not in (*but, "logged")]
-    return one.logged.keys() == other.logged.keys() and all(
-        np.array_equal(columns[0][name], columns[1][name], equal_nan=True) for name in names
-    )
-
-
-def line(action, *parts):
-    """The one line that ``action`` fails with; every one of ``parts`` is in it."""
-    with pytest.raises(InputError) as caught:
-        action()
-    text = str(caught.value)
-    assert text and "\n" not in text and len(text) < 1000
-    for part in parts:
-        assert part in text
-    return text
 
 
 # It is right.
@@ -202,55 +171,6 @@ def test_texts_are_in_one_piece_and_closed(name):
             assert whole == tokenizer(row["prompt"] + row[what])["input_ids"]
 
 
-def trl(name, rows, settings, steps):
-    """Losses and gradients of TRL's DPOTrainer on our pairs, in our order."""
-    pytest.importorskip("trl")
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    model = load(name)
-    model.tokenizer.pad_token = model.tokenizer.eos_token
-    losses, gradients = [], []
-
-    class Trainer(DPOTrainer):
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
-        def _get_train_sampler(self, *_):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-        def compute_loss(self, *arguments, **named):
-            loss = super().compute_loss(*arguments, **named)
-            losses.append(loss.item())
-            return loss
-
-    columns = {"prompt_ids": rows.prompts, "chosen_ids": rows.chosen, "rejected_ids": rows.rejected}
-    arguments = DPOConfig(
-        output_dir=os.environ["DPO_CACHE_DIR"],
-        per_device_train_batch_size=settings.batch_size,
-        max_steps=steps,
-        beta=settings.beta,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = Trainer(
-        model.network,
-        load(name).network,
-        args=arguments,
-        train_dataset=Dataset.from_dict({k: list(map(list, v)) for k, v in columns.items()}),
-        processing_class=model.tokenizer,
-    )
-    with watched(model.network, gradients):
-        trainer.train()
-    return losses, gradients
-
-
 @contextlib.contextmanager
 def watched(network, gradients):
     """Keeps the gradients by name that an optimizer is about to use, a dict a step."""
@@ -275,8 +195,11 @@ def test_equals_trl(name, kind, tmp_path):
     beta = 1.0 if kind is one_token else 0.1
     settings = Settings(precision="float32", learning_rate=1e-4, beta=beta, batch_size=size)
     order = np.concatenate(batches(len(pairs), settings)[:5])
-    want, want_gradients = trl(name, pairs.take(order), settings, 5)
-    gradients = []
+    peer, reference = load(name), load(name).network
+    trainer, want = trl_trainer(peer, pairs.take(order), settings, 5, ref_model=reference)
+    gradients, want_gradients = [], []
+    with watched(peer.network, want_gradients):
+        trainer.train()
     with watched(model.network, gradients):
         curves = train(model, pairs, settings, tmp_path / "run", progress=False)
     np.testing.assert_allclose(curves.loss[0, 0, :5], want, rtol=1e-4)
@@ -566,23 +489,9 @@ def test_the_reference_is_computed_once(tmp_path, cache, monkeypatch):
 
 
 def interrupted(model, pairs, settings, out, held_out, step):
-    """A run whose process is told to stop at a step."""
-
-    class Stop(Exception):
-        pass
-
-    count = iter(range(10**6))
-
-    def stop(*_):
-        if next(count) == step:
-            raise Stop
-
-    handle = register_optimizer_step_pre_hook(stop)
-    try:
-        with pytest.raises(Stop):
-            train(model, pairs, settings, out, held_out, progress=False)
-    finally:
-        handle.remove()
+    """A run that stops at a step."""
+    with stopped(step):
+        train(model, pairs, settings, out, held_out, progress=False)
 
 
 @pytest.mark.parametrize("step", [1, 4, 5])
@@ -922,17 +831,6 @@ def test_a_torn_and_a_damaged_record(tmp_path):
     line(lambda: train(load(), pairs, settings, out, progress=False), str(record), "damaged")
 
 
-@contextlib.contextmanager
-def files_up_to(size):
-    """No file can grow beyond ``size`` bytes: a write fails as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("size", [0, 300, 1500, 100_000])
 def test_a_full_disk(tmp_path, size):
     """At the reference, the record, a line of it, a checkpoint: one line, and it goes on."""
@@ -1054,6 +952,14 @@ def test_out_of_memory(tmp_path, monkeypatch, error):
         with pytest.raises(RuntimeError, match="else"):
             train(model, pairs, settings, tmp_path, progress=False)
     train(model, pairs, settings, tmp_path, progress=False)
+
+
+def test_advice_enters_no_key():
+    """What a run's message would advise decides no number."""
+    code = Code(PROJECT).reached([Unit("dpo_helpers.finetune.trainer", "train")])
+    names = {unit.name for unit in code}
+    assert {"Run.steps", "Engine.microbatches", "enough_memory", "group_means"} <= names
+    assert not names & {"advice", "estimate", "available", "MemoryEstimate"}
 
 
 def test_memory_on_the_meta_device_is_that_of_real_tensors():

@@ -1,12 +1,13 @@
 """LoRA: what is trained, against W + (α/r) B A by hand and TRL's trainer with peft."""
 
-import os
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+import training
+from training import same, stopped, trl_trainer
 
 from dpo_helpers import data, lm
 from dpo_helpers.errors import InputError
@@ -23,13 +24,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def load(name="tiny-llama"):
-    """A tiny model whose attention matters."""
-    model = lm.load(name, "cpu")
-    with torch.no_grad():
-        for parameter, weight in model.network.named_parameters():
-            weight *= 12 if "self_attn" in parameter and weight.ndim == 2 else 1
-    return model
+load = partial(training.load, embeddings=1)
 
 
 def pairs_of(model, n=20):
@@ -133,29 +128,15 @@ def test_low_precision_is_near_float32(tmp_path, precision):
 
 def test_a_resumed_run_is_bitwise_an_uninterrupted_one(tmp_path):
     """With dropout: the state of the random numbers goes with the adapters."""
-
-    class Stop(Exception):
-        pass
-
-    def stop(*_):
-        if next(count) == 3:
-            raise Stop
-
     settings = Settings(**FAST, save_every=2)
     pairs = pairs_of(load())
     whole, again = lora.add(load(), 0), lora.add(load(), 0)
     want = train(whole, pairs, settings, tmp_path / "whole", pairs, progress=False)
-    count = iter(range(10**6))
-    handle = register_optimizer_step_pre_hook(stop)
-    with pytest.raises(Stop):
+    with stopped(3):
         train(lora.add(load(), 0), pairs, settings, tmp_path / "run", pairs, progress=False)
-    handle.remove()
     torch.manual_seed(99)
     found = train(again, pairs, settings, tmp_path / "run", pairs, progress=False)
-    for field in fields(want):
-        if field.name not in ("seconds", "logged"):
-            one, other = (getattr(curves, field.name) for curves in (found, want))
-            assert np.array_equal(one, other, equal_nan=True), field.name
+    assert same(found, want)
     for name, weight in adapters(whole).items():
         assert torch.equal(weight, adapters(again)[name])
 
@@ -163,60 +144,22 @@ def test_a_resumed_run_is_bitwise_an_uninterrupted_one(tmp_path):
 def test_equals_trl_with_peft(tmp_path):
     """Losses of the first three steps, relative 1e-4, dropout 0."""
     pytest.importorskip("trl")
-    from datasets import Dataset
     from peft import LoraConfig
-    from trl import DPOConfig, DPOTrainer
 
     settings = Settings(**FAST | {"beta": 1.0})
     model = lora.add(load(), 0, dropout=0.0)
     pairs = pairs_of(model)
     rows = pairs.take(np.concatenate(batches(len(pairs), settings)[:3]))
-    losses = []
-
-    class Trainer(DPOTrainer):
-        def _prepare_dataset(self, dataset, *_):
-            return dataset
-
-        def _get_train_sampler(self, *_):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-        def compute_loss(self, *arguments, **named):
-            loss = super().compute_loss(*arguments, **named)
-            losses.append(loss.item())
-            return loss
-
-    columns = {"prompt_ids": rows.prompts, "chosen_ids": rows.chosen, "rejected_ids": rows.rejected}
-    arguments = DPOConfig(
-        output_dir=os.environ["DPO_CACHE_DIR"],
-        per_device_train_batch_size=settings.batch_size,
-        max_steps=3,
-        beta=settings.beta,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+    adapter = LoraConfig(
+        r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
-    peer = load()
-    peer.tokenizer.pad_token = peer.tokenizer.eos_token
-    trainer = Trainer(
-        peer.network,
-        args=arguments,
-        train_dataset=Dataset.from_dict({k: list(map(list, v)) for k, v in columns.items()}),
-        processing_class=peer.tokenizer,
-        peft_config=LoraConfig(
-            r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-        ),
-    )
+    trainer, losses = trl_trainer(load(), rows, settings, 3, peft_config=adapter)
     with torch.no_grad():  # the same A
         theirs = dict(trainer.model.named_parameters())
         for name, weight in adapters(model).items():
             theirs[f"base_model.model.{name}"].copy_(weight)
     trainer.train()
-    curves = train(model, pairs, replace(settings), tmp_path / "run", progress=False)
+    curves = train(model, pairs, settings, tmp_path / "run", progress=False)
     assert losses[0] == pytest.approx(np.log(2)) and max(losses) - min(losses) > 1e-3
     np.testing.assert_allclose(curves.loss[0, 0, :3], losses, rtol=1e-4)
 
@@ -224,5 +167,7 @@ def test_equals_trl_with_peft(tmp_path):
 def test_a_network_without_such_matrices_is_refused():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model = replace(load(), name="other", network=network)
-    with pytest.raises(InputError, match=r"model other: no adapter can be added.*q_proj and v_proj"):
+    with pytest.raises(
+        InputError, match=r"model other: no adapter can be added.*q_proj and v_proj"
+    ):
         lora.add(model, 0)

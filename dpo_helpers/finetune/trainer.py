@@ -105,7 +105,7 @@ class Run:
         self.engine = Engine(network, settings)
         self.held_out = held_out if settings.evaluate_every else None
         parts = [pairs] if self.held_out is None else [pairs, self.held_out]
-        self.references = reference or [
+        self.references = reference or [  # log-ratios of the pairs, and of the held-out pairs
             cached_log_ratios(self.engine, self.key["weights"], part, settings) for part in parts
         ]
         self.log, self.checkpoint = out / log.FILE, out / checkpoint.FILE
@@ -142,6 +142,7 @@ class Run:
                 line = {"step": t} | self._evaluate(t)
                 rng_state, began = checkpoint.rng_state(), time.perf_counter()
 
+                # The gradient of the batch's mean loss, a microbatch at a time.
                 reference = torch.tensor(self.references[0][members], device=engine.network.device)
                 log_ratio = torch.zeros_like(reference)
                 engine.policy.train()
