@@ -42,3 +42,11 @@ def test_the_lock_is_within_the_ranges(root, lock):
     for line in [*project["dependencies"], *(need for extra in extras for need in extra)]:
         need = Requirement(line)
         assert lock[canonical(need.name)] in need.specifier, line
+
+
+def test_one_version_everywhere(root):
+    """In the package, the citation and the changelog."""
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    citation = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text("utf-8"), re.M)[1]
+    changelog = re.search(r"^## (\S+)$", (root / "CHANGELOG.md").read_text("utf-8"), re.M)[1]
+    assert project == citation == changelog
