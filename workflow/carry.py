@@ -1,20 +1,22 @@
 """Carry recorded runs over to changed code that computes the same numbers, and prove it.
 
-    python -m workflow.carry                    list the records whose code has changed, by kind
-    python -m workflow.carry remake NAME ...    make these again beside the stored ones, and compare
+    python -m workflow.carry                    list the kinds of records, and which are stale
+    python -m workflow.carry remake NAME ...    make records again beside the stored ones; compare
+    python -m workflow.carry compare OLD NEW    compare the smoke runs that the old and the new code
+                                                made on one machine, in two folders
     python -m workflow.carry rekey              give the new key to every kind that is proven
 
-A kind is all records that are made by the same code. It is proven if at least one of its records
-was made again with the present code and every array agrees with the stored one to the tolerance
-of its kind. The evidence is kept in results/carried.json. No record is changed but for the hash of
+A kind is all records that are made by the same code. It is proven by a record made again that
+agrees with the stored one, or by a smoke run that the old and the new code made alike on one
+machine. The evidence is kept in results/carried.json. Nothing of a record changes but the hash of
 its code.
 """
 
 import json
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -27,10 +29,9 @@ from ledger.record import Run, read
 from ledger.store import RunStore
 
 EVIDENCE = ROOT / "results" / "carried.json"
-# Of the largest absolute value of an array. Training in bf16 products amplifies rounding, which
-# differs between CPUs and numbers of threads; everything else is computed in float32 or float64.
-TOLERANCE = {"trained": 2e-2, "computed": 1e-4}
-TRAINED = ("full/", "flipped/", "undone/", "hh/", "first-step", "remedy/", "audit/")
+# Largest difference that counts as equal, relative to the largest value of an array: of a record
+# made again, perhaps on another CPU, and of two runs on one machine with equally many threads.
+TOLERANCE = {"remade": 1e-4, "compared": 1e-6}
 
 
 def asked(wanted: tuple[str, ...] = (), made: Callable | None = None) -> dict[str, dict]:
@@ -51,8 +52,7 @@ def asked(wanted: tuple[str, ...] = (), made: Callable | None = None) -> dict[st
             raise InputError(f"{name}: its settings have changed; it cannot be carried over")
         first, keys[name] = name not in keys, key
         if name in wanted and first:
-            start = time.monotonic()
-            made(name, stored, {n: np.asarray(x) for n, x in make().items()}, start)
+            made(name, stored, {n: np.asarray(x) for n, x in make().items()})
         self.used[name] = stored
         return stored
 
@@ -91,13 +91,8 @@ def difference(stored: Mapping[str, np.ndarray], again: Mapping[str, np.ndarray]
     return float(worst) if worst else 0.0
 
 
-def tolerance(name: str) -> float:
-    """How far a record made again may be from the stored one."""
-    return TOLERANCE["trained" if name.startswith(TRAINED) else "computed"]
-
-
 def evidence() -> dict[str, dict]:
-    """By record: code with which it was made again, largest difference, tolerance, seconds."""
+    """By run: how it was proven, with which code, and the largest difference."""
     return json.loads(EVIDENCE.read_text("utf-8")) if EVIDENCE.exists() else {}
 
 
@@ -118,14 +113,10 @@ def stale(keys: Mapping[str, Mapping]) -> list[str]:
 def remake(names: tuple[str, ...]) -> None:
     """Make some records again, compare, and keep the evidence. The records stay as they are."""
 
-    def made(name: str, stored: Run, again: dict[str, np.ndarray], start: float) -> None:
+    def made(name: str, stored: Run, again: dict[str, np.ndarray]) -> None:
         worst = difference(stored.arrays, again)
-        row = {"difference": worst, "tolerance": tolerance(name), "code": ""}
-        row["seconds"] = round(time.monotonic() - start, 1)
-        pending[name] = row
-        print(
-            f"{name}: largest relative difference {worst:.2g}, {row['seconds']:.0f} s", flush=True
-        )
+        pending[name] = {"proof": "remade", "difference": worst}
+        print(f"{name}: largest relative difference {worst:.2g}", flush=True)
 
     pending: dict[str, dict] = {}
     known = {
@@ -135,20 +126,42 @@ def remake(names: tuple[str, ...]) -> None:
         if name not in known:
             raise unknown("record", name, known)
     keys = asked(names, made)
-    for name, row in pending.items():
-        row["code"] = keys[name]["code"]
-    rows = evidence() | pending
-    atomic_write(EVIDENCE, (json.dumps(rows, indent=1, sort_keys=True) + "\n").encode())
+    _keep({name: row | {"code": keys[name]["code"]} for name, row in pending.items()})
+
+
+def compare(old: str, new: str) -> None:
+    """Compare the runs in two folders, made by the old and by the new code; keep the evidence."""
+    rows = {}
+    for path in sorted(Path(new).rglob("run.json")):
+        name, again = str(path.parent.relative_to(new)), read(path.parent)
+        stored = read(Path(old) / name)
+        if stored is None or stored.info["key"]["settings"] != again.info["key"]["settings"]:
+            print(f"smoke/{name}: no old run with these settings")
+            continue
+        worst = difference(stored.arrays, again.arrays)
+        row = {"proof": "compared", "difference": worst, "code": again.info["key"]["code"]}
+        rows[f"smoke/{name}"] = row
+        print(f"smoke/{name}: largest relative difference {worst:.2g}")
+    _keep(rows)
+
+
+def _keep(rows: Mapping[str, dict]) -> None:
+    text = json.dumps(evidence() | dict(rows), indent=1, sort_keys=True) + "\n"
+    atomic_write(EVIDENCE, text.encode())
+
+
+def proven() -> set[str]:
+    """The hashes of the code of all proven kinds."""
+    rows = evidence().values()
+    return {row["code"] for row in rows if row["difference"] <= TOLERANCE[row["proof"]]}
 
 
 def rekey() -> None:
     """Give the present code's hash to the records of every kind that is proven."""
-    keys, proof = asked(), evidence()
-    good = {row["code"] for row in proof.values() if row["difference"] <= row["tolerance"]}
-    bad = {row["code"] for row in proof.values() if row["difference"] > row["tolerance"]}
+    keys, good = asked(), proven()
     for name in stale(keys):
         code = keys[name]["code"]
-        if code not in good or code in bad:
+        if code not in good:
             print(f"{name}: not proven")
             continue
         path = ROOT / "results" / name / "run.json"
@@ -160,17 +173,20 @@ def rekey() -> None:
 def main(command: str = "", *names: str) -> None:
     if command == "remake":
         remake(names)
+    elif command == "compare":
+        compare(*names)
     elif command == "rekey":
         rekey()
     elif command:
-        raise unknown("command", command, ("remake", "rekey"))
+        raise unknown("command", command, ("remake", "compare", "rekey"))
     else:
         keys = asked()
         changed = set(stale(keys))
         for code, members in kinds(keys).items():
             seconds = [(read(ROOT / "results" / n).info["wall_seconds"], n) for n in members]
-            left = sum(name in changed for name in members)
-            print(f"{code[:8]}: {len(members)} records, {left} stale; quickest {min(seconds)}")
+            left = f"{sum(name in changed for name in members)} stale"
+            how = "proven" if code in proven() else "not proven"
+            print(f"{code[:8]}: {len(members)} records, {left}, {how}; quickest {min(seconds)}")
 
 
 if __name__ == "__main__":
