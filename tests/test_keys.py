@@ -55,7 +55,8 @@ def change(project: Path, unit: Unit) -> None:
     for kind in outer:
         (body,) = [node.body for node in body if getattr(node, "name", None) == kind]
     for node in body:
-        if getattr(node, "name", None) == name:
+        loops = isinstance(node, ast.For) and name in ast.unparse(node.target)
+        if getattr(node, "name", None) == name or loops:
             node.body.append(ast.parse("changed = 1").body[0])
             break
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
