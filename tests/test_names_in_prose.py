@@ -44,7 +44,7 @@ def test_the_code_that_a_page_names_exists(path):
             assert re.search("NAME|NN_|<|test_X", place) or (ROOT / place).exists(), place
         dotted = re.match(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+(?!\w*[/-])", code)
         parts = dotted[0].split(".") if dotted else []
-        if parts and not re.search("^(csv|gz|html|ipynb|jsonl?|md|py|ya?ml)$", parts[-1]):
+        if parts and not re.search("^(csv|gz|html|ipynb|jsonl?|log|md|py|ya?ml)$", parts[-1]):
             assert parts[0] in KNOWN or parts[0] in variables, f"no {parts[0]} for `{code}`"
             for one, other in pairwise(parts):
                 assert one not in KNOWN or other in KNOWN[one], f"`{code}`: no {other} in {one}"
