@@ -54,7 +54,7 @@ class Outlined(RunStore):
     def states(self, behavior: str) -> Outline:
         """The outline of a behavior's hidden states.
 
-        Raises InputError as ``data.load_behavior`` and ``models.load`` do.
+        Raises InputError as ``data.load_behavior`` and ``lm.load`` do.
         """
         whole = partial(RunStore(self.config, lm.cache_dir() / "runs").states, behavior)
 

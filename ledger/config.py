@@ -26,7 +26,7 @@ class Config:
     """Everything that decides a run. ``None`` in a notebook means: as the tier says.
 
     tier           smoke (sample data, small), book (recorded), paper (7B models)
-    model          a name of ``models.CARDS``, a local folder, or a hub id
+    model          a name of ``lm.CARDS``, a local folder, or a hub id
     data           "sample", "anthropic" ($DPO_DATA_DIR, else the hub), or a folder
     behaviors      names of Persona behaviors
     calibration    the behavior, outside ``behaviors``, that the learning-rate rule looks at
