@@ -492,8 +492,8 @@ pd.DataFrame(shares, index=names).map("{:.1%}".format)
 # ## Two conventions of the final embedding
 #
 # The authors' scripts take the model's last hidden state, which is already normalized, and
-# normalize and scale it a second time. Their scripts for the hidden states and for the last layer also
-# leave out the newline that their training script keeps. This gives four conventions:
+# normalize and scale it a second time. Their property and last-layer scripts also leave out the
+# newline that their training script keeps. This gives four conventions:
 # normalized once or twice, with the newline or without it. {numref}`fig-conventions` shows the
 # distinguishability under each. This book normalizes once and keeps the newline.
 
