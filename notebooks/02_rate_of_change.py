@@ -918,9 +918,9 @@ ratios.map("{:.3g}".format)
 # - **Uneven classes.** The authors' split does not look at answers. Where the numbers of Yes and No
 #   statements differ, gradient descent follows not $\hat\mu_+ - \hat\mu_-$ but $\hat b$, which contains a
 #   share $\frac{n_+ - n_-}n(\hat\mu_+ + \hat\mu_-)$ of the common mean. As the common mean is long, a few
-#   statements matter: compare $\kappa_b$ with *κ_b, even*. The lower bound of Theorem A is positive only
-#   for $t < 1 + 4/\kappa_b$. Where the share is large, the motion along the common mean is soon held back,
-#   and the upper bound is loose in the end.
+#   statements matter: compare $\kappa_b$ with *κ_b, even*. The lower bound of Theorem A is positive up to
+#   $t = 1 + 4/\kappa_b$. Where the share is large, the motion along the common mean is soon held back, and
+#   the upper bound is loose in the end.
 # - **The book's $\eta$** is above what Theorem 4.1 allows ($\beta'^2\eta c_n^2 \le \frac14$), so the theorem
 #   says nothing about the runs of Figure 4 as this book makes them. Theorem A requires $\kappa \le 4$. At
 #   the paper's literal $\eta = 0.1$ the condition of Theorem 4.1 does hold.

@@ -79,7 +79,7 @@ display(Markdown(records.header()))
 # ```{prf:proposition} The first step
 # :label: prop-first-step
 #
-# For any hidden states, labels, sizes and reference, the first step of gradient descent on the DPO loss of a mixture
+# For any hidden states, labels, sizes, and reference, the first step of gradient descent on the DPO loss of a mixture
 # changes the row $W_U[y_+]$ by
 #
 # $$\delta_1 = \frac{\eta\beta}4\,\bar b, \qquad \bar b = \sum_j \frac{n_j}N\,\hat b_j,$$
@@ -179,8 +179,8 @@ print("(βη/4) b̄·b̂_j:          ", formula.round(5))
 print("(24), (β²η/4) b̄·b̂_j:   ", (beta * formula).round(7))
 
 # %% [markdown]
-# The paper is right that the increase is proportional to $\bar b\cdot b_j$. Its constant
-# is $\beta$ times the correct one.
+# The paper is right that the increase is proportional to $\bar b\cdot b_j$. The correct constant
+# is $1/\beta$ times its constant.
 
 # %% [markdown]
 # (ev-first-fall)=
@@ -545,9 +545,9 @@ display(
         "The behavior of higher priority has the lower loss at "
         f"**{lead[0]:.0%}** of the steps of pair (a) and **{lead[1]:.0%}** of "
         "the steps of pair (b), in the median over seeds. The priority gap of "
-        f"pair (a) is **{gap[0] / gap[1]:.2f}** times the gap of pair (b); the "
+        f"pair (a) is **{gap[0] / gap[1]:.2f}** times the gap of pair (b). The "
         f"gap of its losses is **{np.median(apart[0] / apart[1]):.2f}** times "
-        "that of pair (b)."
+        "the gap of the losses of pair (b)."
     )
 )
 

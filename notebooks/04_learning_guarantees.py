@@ -390,7 +390,7 @@ print("(1 − cos)√d, least of 1000:", missing.min(0).round(2), "claimed ≤ 1
 # ```
 #
 # ````{dropdown} Proof
-# The angle of $w$ and $u$ is at most $\arccos S$, and that of $g$ and $u$ is $\arccos(m/\|g\|)$. If $m \ge \sqrt{1-S^2}\|g\|$ they add up to at most
+# The angle between $w$ and $u$ is at most $\arccos S$, and the angle between $g$ and $u$ is $\arccos(m/\|g\|)$. If $m \ge \sqrt{1-S^2}\|g\|$ they add up to at most
 # $\frac\pi2$, so $w$ and $g$ are at most at a right angle. If $m$ is smaller, the $w$ at angle $\arccos S$ from $u$, away from $g$ in the plane of both, has $w\cdot g < 0$. ∎
 # ````
 #
@@ -459,7 +459,7 @@ for above in (1 + 1e-9, 1 - 1e-3):
 # ```{prf:proposition} Loss to motion
 # :label: prop-loss-to-motion
 #
-# For every $\delta$ with $L(\delta) \le \log 2$, on a path or not, let $m^*$ be the margin that has this loss, $-\log\sigma(m^*) = L(\delta)$. Then
+# For every $\delta$, on a path or not, let $m^*$ be the margin whose loss is $L(\delta)$: $-\log\sigma(m^*) = L(\delta) \le \log 2$. Then
 #
 # $$\sqrt2\,\|\delta\| \;\ge\; \frac{\sqrt2\,m^*}{\beta\|\hat b\|} \;\ge\; \frac{2\sqrt2\,(\log2-L(\delta))}{\beta\|\hat b\|}.$$
 # ```
@@ -591,7 +591,7 @@ pd.DataFrame([r[key][at] for key in pairs], columns, at).T.round(4)
 # Let $e_t = \delta_t-\delta^{\rm lin}_t$. Subtract the two recursions:
 # $e_{t+1} = M_te_t+\frac{\eta\beta^2}2(\hat C-H_t)\delta^{\rm lin}_t$, and $\|M_t\| \le 1$. The last vector is $(\hat C-H_t)\delta^{\rm lin}_t = \frac1n\sum_ig_iy_i$ with
 # $y_i = (1-\theta_i)\,g_i\cdot\delta^{\rm lin}_t$. The matrix with rows $g_i$ has norm $\sqrt{n\lambda}$, so the norm of this vector is at most $\frac1n\sqrt{n\lambda}\,\|y\| = \sqrt\lambda\,(\frac1n\sum y_i^2)^{1/2}$.
-# Here $|g_i\cdot\delta^{\rm lin}_t| = |m^{\rm lin}_i|/(2\beta)$. The $\theta_i$ are those of the true margins, and $|m_i| \le |m_i^{\rm lin}|+2\beta\|g_i\|\|e_t\|$; as $\tanh$ is concave on $[0,\infty)$ with
+# Here $|g_i\cdot\delta^{\rm lin}_t| = |m^{\rm lin}_i|/(2\beta)$. The $\theta_i$ belong to the true margins, and $|m_i| \le |m_i^{\rm lin}|+2\beta\|g_i\|\|e_t\|$; as $\tanh$ is concave on $[0,\infty)$ with
 # $\tanh 0 = 0$, $\theta$ decreases with $|m|$, so $1-\theta_i$ is at most its value there, with $E_t$ for $\|e_t\|$ by induction. ∎
 # ````
 #
@@ -673,18 +673,18 @@ for count in (100, 1000, 10_000):
 # ```{prf:theorem} The certificate
 # :label: thm-certificate
 #
-# Let $\kappa \le 4$, $F(m) = \log2+\log\sigma(m)$, $f(\delta) = \log2-L(\delta)$ and $E_t$ as in {prf:ref}`thm-b`. For all $t \ge 1$:
+# Let $\kappa \le 4$, $F(m) = \log2+\log\sigma(m)$, $f(\delta) = \log2-L(\delta)$, and $E_t$ as in {prf:ref}`thm-b`. For all $t \ge 1$:
 #
 # 1. *Distance.* $\sqrt2\,(\|\delta^{\rm lin}_t\|-E_t) \le \|W_U(t)-W_U(0)\| \le \sqrt2\,(\|\delta^{\rm lin}_t\|+E_t)$.
 # 2. *Loss.* $f(\delta^{\rm lin}_t)-\frac\beta2\|\hat b\|E_t \;\le\; \log2-L_t \;\le\; f(\delta^{\rm lin}_t)+\frac\beta2\|\hat b\|E_t+\frac{\beta^2\lambda}2E_t^2$.
 # 3. *Reach.* For every $z$: $\;L_t \le L(z)+\dfrac{\|z\|^2}{\eta t}+\max\!\Big(0,\dfrac1{1-\kappa/4}-2\Big)\dfrac{\log2}{2t}$. The loss never increases.
 # 4. *Jensen.* $\log2-L_t \le F(\beta\|\hat b\|\,\|\delta_t\|)$.
-# 5. *Boundary.* If $2E_t < R = \|W_B+2\delta^{\rm lin}_t\|$, its angle with $\hat b$ is at most that of $W_B+2\delta^{\rm lin}_t$ plus $\arcsin(2E_t/R)$.
+# 5. *Boundary.* If $2E_t < R = \|W_B+2\delta^{\rm lin}_t\|$, the angle of the boundary $W_B+2\delta_t$ with $\hat b$ is at most the angle of $W_B+2\delta^{\rm lin}_t$ with $\hat b$ plus $\arcsin(2E_t/R)$.
 # 6. *Statements.* If $s_iW_B\cdot g_i+2a_i\cdot\delta^{\rm lin}_t > 2\|g_i\|E_t$, statement $i$ is answered as preferred.
 # ```
 #
 # ````{dropdown} Proof
-# 1, 5 and 6 are {prf:ref}`thm-b` and the triangle inequality, 4 is {prf:ref}`prop-loss-to-motion`.
+# 1, 5, and 6 follow from {prf:ref}`thm-b` and the triangle inequality, and 4 is {prf:ref}`prop-loss-to-motion`.
 #
 # *2.* $f$ is concave, with curvature at most $\beta^2\lambda$. The increment is $-\frac\eta2\nabla L(\delta_t)$, and by {prf:ref}`thm-a` increments do not grow, so on the path $\|\nabla f(\delta_t)\| \le \|\nabla f(0)\| = \frac\beta2\|\hat b\|$.
 # Expand at $\delta_t$, with $e_t = \delta_t-\delta^{\rm lin}_t$:
