@@ -244,9 +244,9 @@ plt.show()
 # {numref}`fig-optima` shows the first prompt. The bars of the two optima are equal.
 #
 # The recorded run repeats this check with other prompts, responses, rewards, and seeds. For each seed
-# it keeps the largest difference between two probabilities: `between` the two numerical optima, and
-# between each of them (`rlhf`, `dpo`) and the closed form. Its functions are in
-# `experiments.objectives`. The second cell checks that they agree with the functions above.
+# it keeps the largest difference between two probabilities. `between` compares the two numerical optima
+# with each other; `rlhf` and `dpo` compare each of them with the closed form. The functions of the run
+# are in `experiments.objectives`. The second cell checks that they agree with the functions above.
 
 # %%
 t0 = objectives.policy_run(records)

@@ -493,8 +493,8 @@ plt.show()
 #
 # Now we train as in {ref}`full-finetuning`: AdamW, one epoch, every parameter. Two things
 # differ from the theorem. We would have to balance the gradients of all parameters, not of the last layer
-# alone. And AdamW divides gradients by their size. We still use the weights $w$ computed for the last layer,
-# since they are known before training, so the theorem promises nothing here.
+# alone. And AdamW divides gradients by their size. So the theorem promises nothing here. We still use the
+# weights $w$ computed for the last layer, since they are known before training.
 #
 # We resample the mixture. The number of statements stays the same, and so does the number of steps. Half of the
 # statements of each behavior are from either side. The table shows how many statements are available, how many are
