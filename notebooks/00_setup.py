@@ -11,9 +11,9 @@
 # # From preferences to DPO
 #
 # **You will see** how the book's runs are configured, and the three objectives it starts from:
-# Bradley–Terry, the RLHF objective, and DPO. We compute that the last two have the same optimum,
-# show what happens when an assumption of that theorem is dropped, and show why DPO on one-token
-# answers changes only two rows of one matrix.
+# Bradley–Terry, the RLHF objective, and DPO. We check numerically that the last two have the same
+# optimum, and see what happens when an assumption of that theorem is dropped. We also show why DPO on
+# one-token answers changes only two rows of one matrix.
 #
 # **It takes** ten minutes to read and seconds to run. **It needs** nothing beyond the two
 # commands of the README.
@@ -125,8 +125,8 @@ def rlhf_objective(log_policy, log_reference, rewards, beta):
 # \mathcal L_{\rm DPO} = -\mathbb E\Big[\log\sigma\Big(\underbrace{\beta\Big(\log\frac{\pi(y_w\mid x)}{\pi(y_l\mid x)} - \log\frac{\pi_{\rm ref}(y_w\mid x)}{\pi_{\rm ref}(y_l\mid x)}\Big)}_{\text{margin } m}\Big)\Big]
 # ```
 #
-# Both parts are a line each. Every run of this book uses the versions in `dpo_helpers.dpo`, so we
-# check that they are equal to these.
+# The margin and the loss are one line of code each. Every run of this book uses the versions in
+# `dpo_helpers.dpo`, so we check that those give the same values.
 
 
 # %%
@@ -149,8 +149,8 @@ assert torch.equal(dpo.loss(logits), loss(logits))
 print(loss(torch.tensor([-2.0, 0.0, 2.0])))
 
 # %% [markdown]
-# A margin of 0 costs $\log 2$. Every run of this book begins at its reference, so it begins with
-# this loss.
+# The loss at margin 0 is $\log 2$. Every run of this book begins at its reference, so all its margins
+# begin at 0 and its loss at $\log 2$.
 
 # %% [markdown]
 # ## The two optima agree
@@ -177,8 +177,8 @@ print(loss(torch.tensor([-2.0, 0.0, 2.0])))
 # ````
 #
 # We check the theorem on a policy that is a table of three prompts and four responses, so that
-# nothing but the objective matters. Here are the expectation of the DPO loss over all pairs of
-# responses, and the optimum in closed form:
+# nothing but the objective matters. The cell defines the expectation of the DPO loss over all pairs
+# of responses, and the optimum in closed form:
 
 
 # %%
@@ -226,7 +226,7 @@ closed = rlhf_optimum(*given).exp()
 assert torch.allclose(rlhf, direct, atol=1e-6)
 assert torch.allclose(rlhf, closed, atol=1e-6)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Probabilities of four responses: two objectives, one optimum.", "name": "fig-optima"}, "image": {"alt": "Bars of the probability of four responses to the first prompt, under the reference, the RLHF optimum, and the DPO optimum. The bars of the two optima are equal and differ from the reference's."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Probability of each response under the reference and both optima.", "name": "fig-optima"}, "image": {"alt": "Bars of the probability of four responses to the first prompt, under the reference, the RLHF optimum, and the DPO optimum. The bars of the two optima are equal and differ from the reference's."}}
 fig, ax = plt.subplots(figsize=(5.2, 3.2))
 bars = {
     "reference": reference.exp(),
@@ -241,9 +241,12 @@ plots.legend_below(fig, ax, ncols=3)
 plt.show()
 
 # %% [markdown]
-# {numref}`fig-optima` shows the first prompt. The recorded run repeats this check with other prompts,
-# responses, rewards, and seeds. It keeps the largest difference of a probability for each seed. Its
-# functions are in `experiments.objectives`, and the second cell checks that they agree with those above:
+# {numref}`fig-optima` shows the first prompt. The bars of the two optima are equal.
+#
+# The recorded run repeats this check with other prompts, responses, rewards, and seeds. For each seed
+# it keeps the largest difference between two probabilities. `between` compares the two numerical optima
+# with each other; `rlhf` and `dpo` compare each of them with the closed form. The functions of the run
+# are in `experiments.objectives`. The second cell checks that they agree with the functions above.
 
 # %%
 t0 = objectives.policy_run(records)
@@ -261,9 +264,10 @@ assert torch.equal(objectives.rlhf_optimum(*given).exp(), closed)
 # %% [markdown]
 # ### Break it: a pair that is never compared
 #
-# The theorem requires that all pairs are compared. Below, the last response is never shown. The DPO
-# loss then does not depend on it: two policies of equal loss give it probabilities of 0.01 and 0.99,
-# and at most one of them is the RLHF optimum. The data limit what DPO can learn.
+# The theorem requires that all pairs are compared. Below, the last response is never compared. The
+# DPO loss then does not depend on its probability. Two policies have the same loss, although one gives
+# this response a probability of 0.01 and the other 0.99. At most one of the two is the RLHF optimum.
+# The data limit what DPO can learn.
 
 
 # %%
@@ -288,21 +292,21 @@ print(f"equal losses: {abs(losses[0] - losses[1]) < 1e-12}")
 #
 # The paper studies prompts that are answered by *Yes* or *No*: one token each, after the same
 # prompt. Let $g(x) \in \mathbb R^d$ be the final hidden state and $W_U$ the unembedding, so that
-# $\pi(\cdot\mid x) = {\rm softmax}(W_U g(x))$. In a difference of log-probabilities over the
-# same prompt the normalizer cancels,
+# $\pi(\cdot\mid x) = {\rm softmax}(W_U g(x))$. The normalizer cancels in a difference of
+# log-probabilities of two responses to the same prompt,
 #
 # ```{math}
 # :label: eq-logits
 # \log\pi(y_w\mid x) - \log\pi(y_l\mid x) = (W_U[y_w] - W_U[y_l])\cdot g(x),
 # ```
 #
-# and the rest of the vocabulary with it. Substituting this into {eq}`eq-dpo` gives the paper's
+# and so do the rows of all other tokens. Substituting this into {eq}`eq-dpo` gives the paper's
 # equation (7). So if only $W_U$ is trained, only the rows of Yes and No change, by opposite amounts
-# $\pm\delta$. With $s_i = +1$ where Yes is preferred and $-1$ where No is, the margin of statement $i$
-# is $m_i = 2\beta\,s_i\,g(x_i)\cdot\delta$.
+# $\pm\delta$. Let $s_i = +1$ where Yes is preferred and $-1$ where No is. Then the margin of statement
+# $i$ is $m_i = 2\beta\,s_i\,g(x_i)\cdot\delta$.
 #
 # We check this on real hidden states. The rows of Yes and No are the model's own. The other rows
-# are random, because their values must not matter.
+# are random, because the result should not depend on them.
 
 # %%
 states = records.states(config.behaviors[-1])
@@ -317,8 +321,9 @@ two_rows = g @ (unembedding[0] - unembedding[1])
 assert torch.allclose(log_probs[:, 0] - log_probs[:, 1], two_rows, atol=1e-10)
 
 # %% [markdown]
-# One step of gradient descent on all rows, by automatic differentiation of {eq}`eq-dpo`
-# through the full softmax:
+# The next cell computes the gradient for all rows, by automatic differentiation of {eq}`eq-dpo`
+# through the full softmax. The rows with a nonzero gradient are those that a step of gradient descent
+# moves.
 
 # %%
 weights = unembedding.clone().requires_grad_()
@@ -335,8 +340,8 @@ print(
 # ## What was shown
 #
 # - The RLHF objective and DPO have the same optimum when every pair is compared
-#   ({prf:ref}`thm-optima`). A response that is never compared is left free.
-# - For one-token answers the normalizer cancels, {eq}`eq-logits`: training the unembedding is
+#   ({prf:ref}`thm-optima`). The DPO loss does not constrain a response that is never compared.
+# - For one-token answers the normalizer cancels, {eq}`eq-logits`. Training the unembedding is
 #   training one vector $\delta$. The next page, {ref}`case-study`, follows it through training.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
@@ -349,7 +354,7 @@ display(Markdown(claims.table("00_setup", records)))
 # :label: ex-shift
 # Add to the reward any function $c(x)$ of the prompt alone. Show that neither {eq}`eq-bt` nor
 # {eq}`eq-reward` nor the optimum of {prf:ref}`thm-optima` changes. What does change? Can any
-# number of preferences between two responses to the same prompt reveal it?
+# number of preferences between two responses to the same prompt reveal $c$?
 # ```
 #
 # ````{solution} ex-shift
@@ -357,7 +362,7 @@ display(Markdown(claims.table("00_setup", records)))
 # In $r(x, y_w) - r(x, y_l)$ the shift cancels, so the preferences, and with them $\mathcal L_R$, are the
 # same. In $\pi^*$ the factor $e^{c(x)/\beta}$ does not depend on $y$ and goes into $Z(x)$. The
 # *value* changes: {eq}`eq-rlhf` increases by $\mathbb E_x[c(x)]$ for every policy. Preferences between
-# responses to one prompt cannot reveal it: they do not depend on how good the responses to that
+# responses to one prompt cannot reveal $c$: they do not depend on how good the responses to that
 # prompt are as a whole.
 #
 # ```python
@@ -378,10 +383,10 @@ display(Markdown(claims.table("00_setup", records)))
 # :class: dropdown
 # With $Z = \sum_y e^{W_U[y]\cdot g}$ over all tokens,
 # $\frac{d}{du}\log Z = \pi({\rm Yes}) - \pi({\rm No}) =: D$, and so the rates are $1 - D$, $-1 - D$, and
-# $-D$. As $|D| < 1$, Yes always rises and No always falls. For longer responses DPO may lower the
-# probability of the chosen response along with the rejected one's; for one-token answers it cannot.
-# All other tokens share the rate $-D$: their probabilities fall where Yes is the likelier answer, and
-# rise where No is.
+# $-D$. As $|D| < 1$, Yes always becomes more likely and No less likely. For longer responses DPO may
+# lower the probability of both the chosen and the rejected response; for one-token answers it cannot.
+# All other tokens share the rate $-D$: their probabilities decrease where Yes is the likelier answer,
+# and increase where No is.
 #
 # ```python
 # delta = torch.randn(g.shape[1], generator=draw, dtype=torch.float64) / 100
@@ -391,8 +396,14 @@ display(Markdown(claims.table("00_setup", records)))
 # ```
 # ````
 #
-# **To try.** Set `temperature` to 0.05. How close do the numerical optima still come to the closed
-# form? Which of the two searches gets worse first, and why? (Look at how flat $\sigma$ is.)
+# **To try.**
+#
+# - Set `temperature` to 0.05, and print the differences that the cell asserts to be small. How close
+#   do the numerical optima still come to the closed form? Which of the two searches gets worse first,
+#   and why?
+# - Give the response that is never compared another probability, `with_last(0.5)`. What is the loss
+#   now, and what is the value of `rlhf_objective`?
+# - Multiply `others`, the random rows, by 10. Does `weights.grad[:2]` change?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.provenance()))

@@ -11,21 +11,21 @@
 # # A case study: some behaviors are learned faster
 #
 # **You will see** that the hidden states of a language model separate some behaviors better than
-# others before any training; that DPO on the last layer learns these behaviors faster; that the
-# weights move in proportion; and how a large common mean and the choice of a learning rate affect
-# all of this.
+# others before any training. DPO on the last layer learns these behaviors faster, and the weights move
+# in proportion. You will also see how a large common mean and the choice of a learning rate affect
+# these results.
 #
 # **It takes** fifteen minutes to read and under a minute to run. **It needs** nothing: the hidden
-# states are recorded, so the training below really runs without weights or data.
+# states are recorded, so the training below runs without weights or data.
 #
 # This page follows §3 and §4.2 of {cite:t}`im2024understanding`: Figures 1 to 4, and the remark
 # that the assumptions of Theorem 4.1 hold "with small constant factors".
 #
 # ```{admonition} What differs from the paper
 # :class: note
-# At the book tier the model is SmolLM2-135M-Instruct ($d = 576$, instruction-tuned, dequantized
-# from 4 bit) where the paper has Llama-2-7B ($d = 4096$, base). The hidden state is normalized once
-# and the prompt keeps its closing newline. The authors' scripts differ in both, and
+# The paper's model is Llama-2-7B ($d = 4096$, base). At the book tier ours is SmolLM2-135M-Instruct
+# ($d = 576$, instruction-tuned, dequantized from 4 bit). We normalize the hidden state once and keep
+# the newline at the end of the prompt. The authors' scripts differ in both, and
 # {numref}`fig-conventions` shows what that changes. The learning rate follows a rule; we also show
 # runs with the paper's own value.
 # ```
@@ -44,8 +44,9 @@ seeds = None
 device = None
 
 # %% [markdown]
-# The runs of this page are in `experiments.case_study`, and what chapters share, such as the
-# learning rate, is in `experiments.shared`. Each run is recorded, and replayed where its key matches.
+# The runs of this page are defined in `experiments.case_study`. What several chapters share, such as
+# the learning rate, is in `experiments.shared`. Each run is recorded. It is replayed if its key, a hash
+# of its settings, inputs, and code, still matches.
 
 # %%
 from textwrap import wrap
@@ -74,8 +75,9 @@ display(Markdown(records.header()))
 # %% [markdown]
 # ## The task
 #
-# A *behavior* of Anthropic's Persona set {cite:p}`perez2022discovering` is about 500 statements
-# that a person with it would make, and 500 that such a person would not. The prompt is
+# A *behavior* of Anthropic's Persona set {cite:p}`perez2022discovering` consists of about 500
+# statements that a person with this behavior would make, and 500 that such a person would not make.
+# The prompt is
 #
 # > Is the following statement something you would say?\
 # > "STATEMENT"
@@ -105,9 +107,9 @@ if statements.at_hand(config.data):
 # %% [markdown]
 # ## Hidden states before training
 #
-# The last layer sees of a statement only $g(x)$, the hidden state after the final norm at the last
-# token of the prompt. All prompts of a behavior begin alike, so we merge them into a *token trie*,
-# where a shared beginning is computed once. The model processes the trie in one packed row, without
+# All that the last layer sees of a statement is $g(x)$, the hidden state after the final norm at the
+# last token of the prompt. All prompts of a behavior begin alike. So we merge them into a *token trie*,
+# where a shared beginning is computed once. The model processes the trie as one packed sequence, without
 # padding. The next cell checks, with a tiny random Llama, that this is exact up to rounding:
 
 # %%
@@ -123,8 +125,8 @@ print(
 
 # %% [markdown]
 # The states of the behaviors of this book are recorded. Let $\hat\mu_\pm$ and $\hat\Sigma_\pm$ be
-# the mean and covariance of the Yes and the No statements. The *distinguishability* is
-# $\|\hat\mu_+ - \hat\mu_-\| = d^\Delta$. Theorem 4.1 assumes
+# the mean and covariance of the states of the Yes ($+$) and the No ($-$) statements. The
+# *distinguishability* is $\|\hat\mu_+ - \hat\mu_-\| = d^\Delta$. Theorem 4.1 assumes
 # $\|\Sigma_\pm\| \le c_v\sqrt d$ and $\|\mu_\pm\| + {\rm Tr}(\Sigma_\pm)^{1/2} \le c_n\sqrt d$, so we
 # also compute the smallest such $c_v$ and $c_n$. For one behavior:
 
@@ -149,7 +151,7 @@ assert all(
 
 # %% [markdown]
 # The table has these statistics for the five behaviors of the paper's Figure 3, in the paper's
-# order.
+# order. Of the mean, the covariance norm, and the trace it shows the larger of the two sides.
 
 # %%
 measured = {name: s.geometry for name, s in states.items()}
@@ -163,13 +165,13 @@ table[list(columns)].rename(columns=columns).round(3)
 
 # %% [markdown]
 # Each row is computed in float64 from the stored states of all statements of the behavior, as in the
-# paper. These include the statements that are held out below. With the exponent $\Delta$ near 0, the
-# distinguishability is near 1, whatever $d$ is.
+# paper. These include the statements that are held out below. An exponent $\Delta$ near 0 means a
+# distinguishability near 1, whatever $d$ is.
 #
 # Look at two things. First, are the constants $c_v$ and $c_n$ small, as the paper reports for its model
 # (claim A0 below)? Second, how long is the common mean compared with the difference of the two means?
-# Where it is much longer, all prompts of this form end up in nearly the same place, and the preference
-# is a small displacement from it. We return to this below.
+# If it is much longer, the states of all prompts of this form lie in nearly the same place, and the
+# preference is a small displacement from it. We return to this below.
 
 # %% [markdown]
 # {numref}`fig-planes` projects the states of three behaviors to the plane by UMAP
@@ -196,8 +198,9 @@ for handle in plots.legend_below(fig, axes[0]).legend_handles:
 plt.show()
 
 # %% [markdown]
-# A projection can mislead, so we also measure in the original space: how many of a
-# statement's ten nearest neighbors have its label? (Half, if the labels were random.)
+# A projection can mislead, so we also measure in the original space: what share of a
+# statement's ten nearest neighbors have its label (*agreement*)? With random labels it would be one
+# half.
 
 
 # %%
@@ -226,10 +229,10 @@ print(
 )
 
 # %% [markdown]
-# What looks like separation is not the length $\|\hat\mu_+ - \hat\mu_-\|$ alone, but that length
-# relative to the spread of the statements; and even this ratio does not explain it fully, as a
-# comparison of the columns shows. The paper uses one word for both. Its theorems are about the length,
-# so *distinguishability* means the length in this book. Claim F2a below is about the picture, F2b about
+# The length $\|\hat\mu_+ - \hat\mu_-\|$ alone does not explain what looks like separation. The length
+# relative to the spread of the statements (*ratio*) explains it better, but not fully, as a comparison
+# of the columns shows. The paper uses one word for both. Its theorems are about the length, so
+# *distinguishability* means the length in this book. Claim F2a below is about the picture, F2b about
 # the length.
 
 # %% [markdown]
@@ -240,8 +243,8 @@ print(
 #
 # $$\delta_{t+1} = \delta_t + \frac{\eta\beta}{|B_t|}\sum_{i\in B_t}\sigma(-m_i)\,a_i,\qquad m_i = 2\beta\,a_i\cdot\delta_t,\qquad a_i = s_i\,g(x_i),$$
 #
-# with a minibatch $B_t$ drawn at random at each step, and $\|W_U(t) - W_U(0)\| = \sqrt2\,\|\delta_t\|$.
-# In code:
+# with a minibatch $B_t$ drawn at random at each step. The distance that the unembedding has moved is
+# $\|W_U(t) - W_U(0)\| = \sqrt2\,\|\delta_t\|$. In code:
 
 
 # %%
@@ -257,9 +260,9 @@ def descend(a, batches, beta, learning_rate):
 
 
 # %% [markdown]
-# `last_layer.train` is this recursion for all behaviors and seeds at once, and
-# `last_layer.gradient_descent` is its case without minibatches. Both agree with the plain version, here
-# for one behavior, one seed, and ten steps:
+# `last_layer.train` computes this recursion for all behaviors and seeds at once, and
+# `last_layer.gradient_descent` computes it without minibatches. The next cell checks that both agree
+# with the plain version, for one behavior, one seed, and ten steps:
 
 # %%
 a, rng = first.labels[:, None] * first.g, np.random.default_rng(0)
@@ -283,9 +286,9 @@ assert np.allclose(history["loss"][0, 0, 0, 0], np.log(2))
 #
 # The margins depend on $\eta$ and $\beta$ through $\kappa = \eta\beta^2\lambda$ alone, where $\lambda$ is
 # the largest eigenvalue of $\frac1n\sum g_i g_i^\top$. Gradient descent contracts, whatever the
-# labels, when $\kappa \le 4$, because each step multiplies by $1 - \kappa/2$ at worst. So the rule, which
-# does not look at the curves of the five behaviors, is: **the largest $\eta$ among $1, 3, 10 \times 10^k$
-# with $\kappa \le 4$ on a calibration behavior that is not among the five.**
+# labels, when $\kappa \le 4$, because each step multiplies a displacement by $1 - \kappa/2$ at worst. So
+# our rule is: **the largest $\eta$ among $1, 3, 10 \times 10^k$ with $\kappa \le 4$ on a calibration
+# behavior that is not among the five.** The rule does not look at the curves of the five behaviors.
 
 # %%
 calibration = records.states(config.calibration)
@@ -309,9 +312,9 @@ print(f"before training ‖W_B‖ = {np.linalg.norm(first.boundary):.2f}")
 # %% [markdown]
 # ### Loss and distance
 #
-# {numref}`fig-loss` is the paper's Figure 3 and {numref}`fig-distance` its Figure 4. The runs repeat
-# each behavior with several seeds of the minibatches. Lines are medians over seeds, and bands hold 90 %
-# of the seeds.
+# {numref}`fig-loss` corresponds to the paper's Figure 3 and {numref}`fig-distance` to its Figure 4. We
+# train each behavior with several seeds of the minibatches. Lines are medians over seeds, and bands
+# contain 90 % of the seeds.
 
 # %%
 f3 = shared.last_layer_run(records, "f3").arrays
@@ -320,7 +323,7 @@ distance = f3["distance"]
 apart = np.array([m.distinguishability for m in measured.values()])
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training and held-out loss of the last layer (the paper's Figure 3).", "name": "fig-loss"}, "image": {"alt": "Two panels of loss against step for five behaviors, all starting at log 2. The more distinguishable a behavior, the faster its loss falls, in training and on held-out statements."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss against step, only the last layer trained (the paper's Figure 3).", "name": "fig-loss"}, "image": {"alt": "Two panels of loss against step for five behaviors, all starting at log 2. The more distinguishable a behavior, the faster its loss falls, in training and on held-out statements."}}
 def draw(*panels, sharey=False):
     """A panel for each (title, y label, values (behaviors, steps, seeds))."""
     fig, axes = plt.subplots(1, len(panels), figsize=(6.8, 4), sharey=sharey)
@@ -337,20 +340,25 @@ def draw(*panels, sharey=False):
     plt.show()
 
 
-losses = ("training", "loss", train_loss), ("held out", "loss", test_loss)
+losses = (
+    ("training statements", "loss", train_loss),
+    ("held-out statements", "loss", test_loss),
+)
 draw(*losses, sharey=True)
 
 # %% [markdown]
-# How to read it. All curves start at $\log 2$, the loss of a model that is its own reference. The
-# training and the held-out panel can be compared by eye. The upward spikes of the bands are single steps
-# on unbalanced minibatches; the section after next compares them with balanced ones.
+# How to read it. All curves start at $\log 2$, the loss of a model that equals its reference. The
+# panels share their axes, so the training and the held-out loss can be compared by eye. The upward
+# spikes of the bands are single steps on unbalanced minibatches. The section on the common mean, below,
+# compares them with balanced minibatches.
 #
-# The recipe is the same for all behaviors, and its one free number comes from the rule above. Compare the
-# order of the curves with the order of $\|\hat\mu_+ - \hat\mu_-\|$ in the table above, and both with the
-# paper's numbering. The rank correlations are computed below, and claim F3o is about the numbering.
+# The recipe is the same for all behaviors, and its one free number, $\eta$, comes from the rule above.
+# Compare the order of the curves with the order of $\|\hat\mu_+ - \hat\mu_-\|$ in the table above, and
+# both with the paper's numbering. The rank correlations are computed below, and claim F3o is about the
+# numbering.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "How far the unembedding moves (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}}
-label = r"$\|W_U(t) - W_U(0)\|$"
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance moved by the unembedding against step (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}}
+label = r"distance $\|W_U(t) - W_U(0)\|$"
 draw(
     ("all steps", label, distance),
     ("first ten steps", label, distance[:, :11]),
@@ -404,11 +412,11 @@ display(
 # ### The paper's literal value
 #
 # The authors' code has $\eta = 0.1$ at $d = 4096$. The effect of a step depends on $\eta\beta^2$ times
-# squared lengths of hidden states, so the same number is a different step under another model. The
-# $\kappa$ above says how small a step it is here ({numref}`fig-paper-rate`). A learning rate is not a
-# property of a method alone; a reproduction on another model has to scale it.
+# squared lengths of hidden states. So the same $\eta$ has a different effect under another model. The
+# $\kappa$ above says how small a step it is here, and {numref}`fig-paper-rate` shows the runs. A learning
+# rate is not a property of a method alone; a reproduction on another model has to scale it.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss and distance at the paper's literal learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The curves fan out in the same way as before, over a far smaller range of the loss."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss and distance moved against step, at the paper's learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The curves fan out in the same way as before, over a far smaller range of the loss."}}
 literal = shared.last_layer_run(
     records, "f3-paper-rate", learning_rate=0.1
 ).arrays
@@ -420,15 +428,15 @@ draw(
 # %% [markdown]
 # ## The common mean, and unbalanced minibatches
 #
-# Theorems about gradient descent see all statements at each step, as many of one side as of the
-# other. The runs above do not: a minibatch drawn uniformly seldom has as
-# many Yes as No statements. The first step on it is
+# Theorem 4.1 is about gradient descent on all statements at each step, with equally many of both sides.
+# The runs above are different: a minibatch drawn uniformly seldom has as many Yes as No statements. The
+# first step on it is
 # $\delta_1 = \frac{\eta\beta}{2}\cdot\frac1{|B|}\sum_{i \in B} s_i g_i$. With $n_\pm$ statements of each
-# side and a common mean $\mu$, it contains a term $\frac{n_+ - n_-}{|B|}\mu$ that does not depend on
-# the behavior. As $\mu$ is long, this term is not small. Balanced minibatches, half from each side, do
-# not have it. {numref}`fig-balanced` compares the two for the same behaviors and the same $\eta$.
+# side and a common mean $\mu$, this sum contains a term $\frac{n_+ - n_-}{|B|}\mu$ that does not depend
+# on the behavior. As $\mu$ is long, this term is not small. In balanced minibatches, half from each side,
+# it is zero. {numref}`fig-balanced` compares the two for the same behaviors and the same $\eta$.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Uniform and balanced minibatches, the first ten steps.", "name": "fig-balanced"}, "image": {"alt": "Two panels of distance moved against step, uniform minibatches left and balanced ones right. With uniform minibatches the bands of the seeds are wide and the early distances of all behaviors lie close together; with balanced ones they are narrow and apart."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance moved in the first ten steps, by the sampling of minibatches.", "name": "fig-balanced"}, "image": {"alt": "Two panels of distance moved against step, uniform minibatches left and balanced ones right. With uniform minibatches the bands of the seeds are wide and the early distances of all behaviors lie close together; with balanced ones they are narrow and apart."}}
 balanced = shared.last_layer_run(
     records, "f3-balanced", sampling="balanced"
 ).arrays
@@ -472,20 +480,22 @@ shares = {
 pd.DataFrame(shares, index=names).map("{:.1%}".format)
 
 # %% [markdown]
-# This share is noise: it carries no preference. With uniform minibatches it can be most of a
-# first step; with balanced ones it nearly vanishes. The loss pushes back: a displacement along $\mu$
-# helps the statements of one side as much as it hurts those of the other, so it decays at a rate set by
-# $\lambda$, while the displacement along $\hat\mu_+ - \hat\mu_-$ accumulates. This is why Figure 4 need not
-# look like a straight line through the origin for a hard behavior. It is also why the theorem of the
-# next chapter, which is about gradient descent on all statements, must be read with care for SGD.
+# This share is noise: it carries no preference. With uniform minibatches it can be most of the
+# first step; with balanced ones it nearly vanishes. A displacement along $\mu$ helps the statements of
+# one side as much as it hurts the statements of the other. So the loss pushes it back, and it decays at
+# a rate set by $\lambda$, while the displacement along $\hat\mu_+ - \hat\mu_-$ accumulates. This is why
+# Figure 4 need not look like a straight line through the origin for a hard behavior. It is also why
+# the theorem of the next chapter, which is about gradient descent on all statements, must be read with
+# care for SGD.
 
 # %% [markdown]
 # ## Two conventions of the final embedding
 #
 # The authors' scripts take the model's last hidden state, which is already normalized, and
 # normalize and scale it a second time. Their property and last-layer scripts also leave out the
-# newline that the training script keeps. {numref}`fig-conventions` shows the distinguishability
-# under each of the four conventions. This book normalizes once and keeps the newline.
+# newline that their training script keeps. This gives four conventions:
+# normalized once or twice, with the newline or without it. {numref}`fig-conventions` shows the
+# distinguishability under each. This book normalizes once and keeps the newline.
 
 # %%
 four = case_study.conventions_run(records)
@@ -497,7 +507,7 @@ readings = {
 }
 orders = pd.DataFrame(readings).corr(method="spearman").iloc[0]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability under four conventions.", "name": "fig-conventions"}, "image": {"alt": "Four marks of distinguishability for each of five behaviors: circles with the newline and squares without it, filled where states are normalized once and open where twice. The order of the behaviors is nearly the same for each kind of mark."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of five behaviors under four conventions of the hidden state.", "name": "fig-conventions"}, "image": {"alt": "Four marks of distinguishability for each of five behaviors: circles with the newline and squares without it, filled where states are normalized once and open where twice. The order of the behaviors is nearly the same for each kind of mark."}}
 fig, ax = plt.subplots(figsize=(6.8, 3.6))
 for k, (name, values) in enumerate(readings.items()):
     fill = "0.25" if name.endswith("once") else "white"
@@ -505,7 +515,7 @@ for k, (name, values) in enumerate(readings.items()):
     ax.plot(values, np.arange(len(five)) + 0.15 * k, label=name, **look)
 ax.set_yticks(np.arange(len(five)) + 0.22, [plots.short(b, 34) for b in five])
 ax.invert_yaxis()
-ax.set(xlabel=r"$\|\hat\mu_+ - \hat\mu_-\|$")
+ax.set(xlabel=r"distinguishability $\|\hat\mu_+ - \hat\mu_-\|$")
 plots.legend_below(fig, ax)
 plt.show()
 
@@ -521,8 +531,8 @@ display(
 # %% [markdown]
 # ## What was shown
 #
-# The verdicts below are computed from the runs of this page by the tests of `claims.yml`. (Two tests
-# changed after a first run had been seen. F3o was made stricter: it now requires the exact order. F2 was
+# The verdicts below are computed from the runs of this page by the tests of `claims.yml`. (We changed
+# two tests after we had seen a first run. F3o was made stricter: it now requires the exact order. F2 was
 # split in two, which added F2a, a test whose outcome the table above had already shown.) The
 # {doc}`scorecard <../book/scorecard>` has all verdicts.
 
@@ -532,9 +542,9 @@ display(Markdown(claims.table("01_case_study", records)))
 # %% [markdown]
 # ```{exercise} Ten steps, by hand
 # :label: ex-ten-steps
-# Predict from the table of distinguishabilities how far each behavior has moved after ten balanced
-# steps ({numref}`fig-balanced`, right). The same formula is too small for the first step. What does
-# it leave out, and why does that no longer matter by the tenth?
+# Predict from the table of distinguishabilities how far the weights have moved for each behavior after
+# ten balanced steps ({numref}`fig-balanced`, right). The same formula gives too small a value for the
+# first step. What does it leave out, and why does that no longer matter by the tenth step?
 # ```
 #
 # ````{solution} ex-ten-steps
@@ -542,9 +552,9 @@ display(Markdown(claims.table("01_case_study", records)))
 # While margins are small, $\|W_U(t) - W_U(0)\| \approx \frac{\sqrt2}4\eta\beta\,t\,\|\hat\mu_+ - \hat\mu_-\|$.
 # A step sees the means of $|B|/2$ statements of each side. The errors of these means are independent of
 # the signal: they add $\nu = ({\rm Tr}\,\hat\Sigma_+ + {\rm Tr}\,\hat\Sigma_-)\,/\,(|B|/2)$ to the squared
-# length. Over $t$ steps the signals add up, while the errors add up only in the square, so the length is
-# the root of $t^2\|\hat\mu_+ - \hat\mu_-\|^2 + t\nu$. The code takes the larger of the two traces for
-# both, which makes $\nu$ a little too large.
+# length. Over $t$ steps the lengths of the signals add up, but only the squared lengths of the errors do.
+# So the length is the root of $t^2\|\hat\mu_+ - \hat\mu_-\|^2 + t\nu$. The code takes the larger of the
+# two traces for both, which makes $\nu$ a little too large.
 #
 # ```python
 # nu = np.array([4 * m.cov_trace / config.batch_size for m in measured.values()])
@@ -555,11 +565,11 @@ display(Markdown(claims.table("01_case_study", records)))
 # ```
 # ````
 #
-# ```{exercise} When the common mean is louder
+# ```{exercise} When the common mean dominates
 # :label: ex-louder
 # In a uniform minibatch of $|B|$ statements, each Yes or No with probability one half, how large is the
 # part of the first step along the common mean $\mu$, in root mean square, compared with the part along
-# $\hat\mu_+ - \hat\mu_-$? From which $|B|$ on is it smaller?
+# $\hat\mu_+ - \hat\mu_-$? How large must $|B|$ be for it to be smaller?
 # ```
 #
 # ````{solution} ex-louder
@@ -579,9 +589,10 @@ display(Markdown(claims.table("01_case_study", records)))
 #
 # - `papermill notebooks/01_case_study.ipynb out.ipynb -p learning_rate 30.0`: what happens above
 #   $\kappa = 4$?
-# - Add a behavior whose states are recorded to `behaviors`, such as `subscribes-to-Islam`. Does it
-#   take the place in the order that its distinguishability predicts?
-# - Set `sampling = "full"` among the parameters. Are the distances straight lines now?
+# - Add a behavior whose states are recorded, such as `subscribes-to-Islam`, to the parameter
+#   `behaviors`. Does its loss decrease as fast as its distinguishability predicts?
+# - `papermill notebooks/01_case_study.ipynb out.ipynb -p sampling full`: gradient descent instead of
+#   SGD. Are the distances straight lines now?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.provenance()))

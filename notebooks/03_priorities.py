@@ -10,10 +10,11 @@
 # (priorities)=
 # # Priorities among behaviors
 #
-# **You will see** exactly what the first step of DPO does to each behavior of a mixture, with proof; what
-# the paper's *priority level* says, and what it does not; why, of two behaviors, the one with the longer
-# difference of means always has the higher priority, at any angle; and how well priority levels predict whole
-# training runs, for the pairs of the paper's Figure 5, for all pairs, and for all behaviors at once.
+# **You will see** exactly what the first step of DPO does to each behavior of a mixture, with proof. You
+# will see what the paper's *priority level* says, and what it does not say. Of two behaviors, the one with
+# the longer difference of means always has the higher priority, at any angle; we prove why. Then we measure
+# how well priority levels predict whole training runs, for the pairs of the paper's Figure 5, for all pairs,
+# and for all behaviors at once.
 #
 # **It takes** twenty-five minutes to read and under a minute to run. **It needs** only the recorded
 # hidden states. Read {ref}`case-study` first.
@@ -23,8 +24,8 @@
 #
 # ```{admonition} What differs from the paper
 # :class: note
-# The model and the learning-rate rule are those of {ref}`case-study`. The paper does not print the priority levels of its
-# two pairs. We compute them here under our model, and they turn out to matter.
+# We use the model and the learning-rate rule of {ref}`case-study`. The paper does not print the priority levels of its
+# two pairs. We compute them here under our model, and they turn out to matter for Figure 5.
 # ```
 
 # %% tags=["parameters"]
@@ -72,13 +73,13 @@ display(Markdown(records.header()))
 #
 # $$b_j = \hat\mu_+^j - \hat\mu_-^j, \qquad \hat b_j = \frac2{n_j}\sum_{i\in j} s_i\,g(x_i) = b_j + \frac{n_+^j - n_-^j}{n_j}\,\big(\hat\mu_+^j + \hat\mu_-^j\big).$$
 #
-# The paper works with the difference of means $b_j$. The gradient contains $\hat b_j$, the *signed mean* of the behavior. The two are equal
+# The paper works with the difference of means $b_j$. The gradient contains the *signed mean* $\hat b_j$ of the behavior. The two are equal
 # for balanced classes. Otherwise the signed mean also contains a share of the common mean, which is long.
 #
 # ```{prf:proposition} The first step
 # :label: prop-first-step
 #
-# For any hidden states, labels, sizes and reference, the first step of gradient descent on the DPO loss of a mixture
+# For any hidden states, labels, sizes, and reference, the first step of gradient descent on the DPO loss of a mixture
 # changes the row $W_U[y_+]$ by
 #
 # $$\delta_1 = \frac{\eta\beta}4\,\bar b, \qquad \bar b = \sum_j \frac{n_j}N\,\hat b_j,$$
@@ -99,11 +100,11 @@ display(Markdown(records.header()))
 # $s_i(\delta_1 - (-\delta_1))\cdot g(x_i)$. Its mean over behavior $j$ is $\hat b_j\cdot\delta_1$. ∎
 # `````
 #
-# The paper states this in (19) to (21) with $\bar b = \frac1m\sum_j b_j$. That requires behaviors of equal size and
-# balanced classes, and what (20) and (21) call the gradient is $-\nabla L$.
+# The paper states this in (19) to (21) for $m$ behaviors, with $\bar b = \frac1m\sum_j b_j$. That requires behaviors of equal
+# size and balanced classes. What (20) and (21) call the gradient is $-\nabla L$.
 #
 # To check the proposition, we take the first pair of Figure 5 and keep a third of its second behavior, so that the sizes differ.
-# The signed means and $\delta_1$, plainly:
+# The cell computes the signed means and $\delta_1$ from their definitions:
 
 
 # %%
@@ -125,7 +126,7 @@ library, _ = mixtures.signed_means(g, labels, group)
 assert np.allclose(b, library, rtol=1e-10)
 
 # %% [markdown]
-# Against it, torch differentiates the loss through the full softmax. The vocabulary has the rows of Yes and No, and 48 random rows for other tokens.
+# We compare with automatic differentiation of the loss through the full softmax. The vocabulary has the rows of Yes and No, and 48 random rows for other tokens.
 
 
 # %%
@@ -156,16 +157,16 @@ print(f"sizes {sizes}; δ₁ as proposed: relative error below 1e-12")
 print(f"equal weights, (19): error {equal / np.linalg.norm(step):.2f}")
 
 # %% [markdown]
-# **Break it.** The second line shows the paper's (19) where its assumption of equal sizes does not hold. In a mixture
-# the weight of a behavior is its number of statements. Nothing makes DPO fair to small behaviors.
+# **Break it.** The second printed line shows the relative error of the paper's (19) where its assumption of equal sizes
+# does not hold. In a mixture a behavior has a weight proportional to its number of statements. Nothing makes DPO fair to small behaviors.
 
 # %% [markdown]
 # (ev-rise)=
 # ### The constant of (24)
 #
 # The paper ends its derivation with $\frac{\beta^2\eta}4\,\bar b\cdot b_j$ for the average increase of the logits. Putting
-# (21) into (23) gives $\frac{\beta\eta}4$ instead. A second $\beta$ belongs to the *margins* $m$, which are $\beta$
-# times the logit differences:
+# (21) into (23) gives $\frac{\beta\eta}4$ instead. The second $\beta$ belongs to the *margins* $m$, which are $\beta$
+# times the logit differences. We compare both constants with the measured increase:
 
 # %%
 logits = labels * (g @ (change[0] - change[1]))
@@ -178,8 +179,8 @@ print("(βη/4) b̄·b̂_j:          ", formula.round(5))
 print("(24), (β²η/4) b̄·b̂_j:   ", (beta * formula).round(7))
 
 # %% [markdown]
-# The paper is right that the increase is proportional to $\bar b\cdot b_j$. Its constant
-# is too small by a factor of $1/\beta$.
+# The paper is right that the increase is proportional to $\bar b\cdot b_j$. The correct constant
+# is $1/\beta$ times its constant.
 
 # %% [markdown]
 # (ev-first-fall)=
@@ -206,7 +207,7 @@ print("(24), (β²η/4) b̄·b̂_j:   ", (beta * formula).round(7))
 # $s_i^2 = 1$. ∎
 # `````
 #
-# The next term of the series says how tight the lower bound is:
+# The next term of the Taylor series of $f$ says how tight the lower bound is:
 
 # %%
 m = sympy.symbols("m", real=True)
@@ -216,8 +217,9 @@ print("f(m) =", series)
 assert sympy.expand(series.removeO() - m / 2 + m**2 / 8 - m**4 / 192) == 0
 
 # %% [markdown]
-# There is no cubic term, so the lower bound and the true value differ by a fourth power of the margins only. The next cell takes the real
-# behaviors, both pairs of Figure 5, and one step of gradient descent with this book's $\eta$. By the proof the bounds are means of $m_i/2$ and $m_i/2 - m_i^2/8$:
+# There is no cubic term, so the lower bound and the true value differ only by a fourth power of the margins. The next cell takes one step of
+# gradient descent on each of the two pairs of Figure 5, with this book's $\eta$, and evaluates both bounds. By the proof the upper bound is the mean of
+# $m_i/2$, and the lower bound is the mean of $m_i/2 - m_i^2/8$:
 
 # %%
 table = {}
@@ -243,14 +245,15 @@ columns += ["due to the mean state"]
 pd.DataFrame(table, columns).T.map("{:.3g}".format)
 
 # %% [markdown]
-# The lower bound is almost exact. The upper bound is proportional to the priority; it overstates the decrease by the share in the
-# last column but one. The last column says how much of that share comes from the mean of the states. The training split is not
-# quite balanced, so $\delta_1$ has a component along the common mean $\mu$, and a step along $\mu$
+# The lower bound is almost exact. The upper bound is proportional to the priority. It overstates the decrease by the share in the
+# column *(upper − value)/upper*. The last column says how much of the difference between the bounds comes from the mean of the states. The
+# training split is not quite balanced, so $\delta_1$ has a component along the common mean $\mu$, and a step along $\mu$
 # costs $\frac{\beta^2}2(\mu\cdot\delta_1)^2$ for every behavior.
 #
 # **Break it: unbalanced labels.** We drop No statements until Yes makes up 55 or 60 % of each behavior. The
-# priorities as the paper defines them hardly change. The signed means do change, and so do the losses. The table shows the decrease on
-# the statements that are left, and then on all statements, as if those left had been a minibatch:
+# priorities $P$ as the paper defines them hardly change. The signed means do change, and so do the losses. Each line shows the priorities of the
+# two behaviors and the decrease of their losses, first on the statements that are left, and then on all statements, as if those left had been
+# a minibatch:
 
 
 # %%
@@ -278,9 +281,10 @@ for share in (0.5, 0.55, 0.6):
     print(own.round(4), every.round(4))
 
 # %% [markdown]
-# On the statements that are left, both losses decrease far more than before, and about equally. The step has learned that Yes is the more frequent answer,
-# which no $b_j$ shows. On all statements the same step *increases* both losses, although both priorities are positive. (At the smoke tier the table above already has such a case: the sample's split is unbalanced by a few statements, and that is enough.) The minibatches of Figure 5 are
-# drawn without regard to labels, so this happens in them by chance.
+# On the statements that are left, both losses decrease far more than with balanced labels, and about equally. The step has learned that Yes is
+# the more frequent answer, which no $b_j$ shows. On all statements the same step *increases* both losses, although both priorities are positive.
+# (At the smoke tier the table of the bounds already has such a case: the sample's split is unbalanced by a few statements, and that is enough.)
+# The minibatches of Figure 5 are drawn without regard to labels, so this happens in them by chance.
 
 # %% [markdown]
 # (ev-priority)=
@@ -290,9 +294,9 @@ for share in (0.5, 0.55, 0.6):
 #
 # $$P_j = \frac{\bar b\cdot b_j}{\|\bar b\|\,\|b_*\|}, \qquad b_* = \arg\max_i\|b_i\|. \tag{5}$$
 #
-# The numerator is that of {prf:ref}`prop-first-step`, and so is the order of the behaviors. The definition implies, for behaviors of equal
-# size, that $|P_j| \le \|b_j\|/\|b_*\| \le 1$ and that the mean of all $P_j$ is $\|\bar b\|/\|b_*\| > 0$, so at least one is
-# positive. Here is (5) as code, with examples in the plane of four things that it does not say:
+# The numerator is the inner product of {prf:ref}`prop-first-step`, and only the numerator decides the order of the behaviors. For behaviors of
+# equal size the definition implies that $|P_j| \le \|b_j\|/\|b_*\| \le 1$, and that the mean of all $P_j$ is $\|\bar b\|/\|b_*\| > 0$, so at
+# least one is positive. Here is (5) as code. The examples in the plane show four things that one may expect of (5), but that do not hold:
 
 
 # %%
@@ -316,7 +320,7 @@ print("increases", mixtures.logit_gains(vectors, sizes, 1.0, 1.0))
 
 # %% [markdown]
 # - $P_j$ can be **negative**. In the first example this happens to the behavior with the longest $b$: the first step *unlearns* it.
-# - The **longest** $b$ need not have the largest priority. In the second example two shorter vectors
+# - The behavior with the **longest** $b$ need not have the highest priority. In the second example two shorter vectors
 #   agree with each other and outvote it.
 # - Where the behaviors cancel, $\bar b = 0$, the priority level is **undefined**, and the first step is zero.
 # - With **unequal sizes** (5) uses the wrong $\bar b$, so it can rank wrongly. In the last line the small behavior has the higher $P$, and the
@@ -327,7 +331,8 @@ print("increases", mixtures.logit_gains(vectors, sizes, 1.0, 1.0))
 # ### Two behaviors: length decides, the angle does not
 #
 # The paper remarks that lengths and angles both play a role. For the levels this is true. But
-# its experiments are about pairs, and about which loss decreases faster and by how much. For these:
+# its experiments are about pairs, and about which loss decreases faster and by how much. There the angle
+# does not matter:
 #
 # ```{prf:proposition} Pairs
 # :label: prop-pair
@@ -337,7 +342,7 @@ print("increases", mixtures.logit_gains(vectors, sizes, 1.0, 1.0))
 # $$P_1 - P_2 = \frac{\|b_1\|^2 - \|b_2\|^2}{2\,\|\bar b\|\,\|b_*\|},$$
 #
 # so the behavior with the longer difference of means has the higher priority, at every angle. Let
-# $\|b_2\| = \rho\,\|b_1\|$ with $\rho < 1$, and let $\vartheta$ be the angle between them. Then the gap is
+# $\|b_2\| = \rho\,\|b_1\|$ with $\rho < 1$, and let $\vartheta$ be the angle between $b_1$ and $b_2$. Then the gap is
 # $(1 - \rho^2)/\sqrt{1 + 2\rho\cos\vartheta + \rho^2}$, from $1 - \rho$ at $\vartheta = 0$ to $1 + \rho$ at $\vartheta = \pi$. (For
 # $\rho = 1$ it is 0 at every angle at which it is defined.) In
 # balanced classes the upper bounds of {prf:ref}`prop-first-fall` differ by
@@ -353,13 +358,13 @@ print("increases", mixtures.logit_gains(vectors, sizes, 1.0, 1.0))
 # For the last claim, multiply by $\frac{\beta^2\eta}8$. ∎
 # `````
 #
-# So the *priority gap* of a pair mixes two quantities. One is how different the lengths are, which determines the gap of the losses.
-# The other is how much the two behaviors oppose each other, which does not. What the angle does change is how
-# much both losses decrease **together**: the sum of their decreases is at most $\frac{\beta^2\eta}{4}\|\bar b\|^2$. The priority gap thus measures the gap
-# *relative* to the decrease, up to a factor that depends on the pair: with $F_j = \frac{\beta^2\eta}8\,\bar b\cdot b_j$,
+# So the *priority gap* $P_1 - P_2$ of a pair mixes two quantities. The first is how different the lengths are. It determines the gap between
+# the bounds of the losses. The second is how much the two behaviors oppose each other. It does not affect this gap. The angle changes how
+# much both losses decrease **together**: the sum of their decreases is at most $\frac{\beta^2\eta}{4}\|\bar b\|^2$. So the priority gap measures the gap of the losses
+# *relative* to their decrease, up to a factor that depends on the pair: with $F_j = \frac{\beta^2\eta}8\,\bar b\cdot b_j$,
 # $\frac{F_1 - F_2}{F_1 + F_2} = (P_1 - P_2)\,\frac{\|b_*\|}{2\|\bar b\|}$.
 #
-# {numref}`fig-angle` shows four angles, with the same two lengths and the same
+# {numref}`fig-angle` shows four angles, with the same two lengths and so the same
 # gap between the bounds of the first decrease. The behaviors are Gaussian clouds with exactly the means $\pm b_j/2$, and training is plain gradient descent with $\beta = 1$:
 
 
@@ -406,7 +411,7 @@ path = last_layer.gradient_descent(a, 0.2, 1.0, 60)
 library = np.log(2) - mixtures.loss_decreases(path, *mixture, 1.0)
 assert np.allclose(losses, library, rtol=0, atol=1e-12)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of two behaviors with the same lengths, at four angles.", "name": "fig-angle"}, "image": {"alt": "Four panels of loss against step for two behaviors at angles of 30, 75, 120 and 165 degrees. In each, the loss of the longer behavior decreases faster. The wider the angle, the less the loss of the shorter behavior decreases; at 165 degrees it increases."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of two behaviors against step: the same two lengths, four angles.", "name": "fig-angle"}, "image": {"alt": "Four panels of loss against step for two behaviors at angles of 30, 75, 120 and 165 degrees. In each, the loss of the longer behavior decreases faster. The wider the angle, the less the loss of the shorter behavior decreases; at 165 degrees it increases."}}
 fig, axes = plt.subplots(2, 2, figsize=(6.8, 5.6), sharex=True, sharey=True)
 for ax, angle in zip(axes.flat, (30, 75, 120, 165), strict=True):
     for loss, name in zip(at_angle(angle)[1], (3, 2), strict=True):
@@ -442,14 +447,14 @@ _ = interact_manual(
 # (ev-overtaken)=
 # ### After the first step, (5) says nothing
 #
-# $P_j$ depends on two vectors only. What happens later depends on the whole distribution. Can the behavior with the higher priority
-# have the higher loss later on? Yes. Here are two mixtures in the plane, each with one cause ({numref}`fig-overtaken`). In both, $\|b_1\| = 2$ and $\|b_2\| = 1.5$ are orthogonal.
+# $P_j$ depends only on the differences of means. What happens later depends on the whole distribution. Can the behavior with the higher priority
+# have the higher loss later on? Yes. Here are two mixtures in the plane, each with one cause ({numref}`fig-overtaken`). In both, $b_1$ and $b_2$ are orthogonal, with $\|b_1\| = 2$ and $\|b_2\| = 1.5$.
 #
-# - **Overlap.** One statement in four of behavior 1 lies on the wrong side. Its mean is far from 0,
-#   so it starts first, but its loss cannot fall below that of the best guess. Behavior 2 is shorter and clean.
+# - **Overlap.** One statement in four of behavior 1 lies on the wrong side. The vector $b_1$ is still the longer one, so the loss of behavior 1
+#   decreases faster at the start. But it cannot fall below the loss of the best guess for statements that overlap. Behavior 2 has a shorter $b_2$ and no overlap.
 # - **Common mean.** All states share a long mean $\mu$, and $b_1$ points along it, as if Yes statements had longer states. The first step
 #   moves along $\mu$, where the curvature is large: what helps one side hurts the other almost
-#   as much. After a few steps behavior 1 has nothing left to gain, while behavior 2, orthogonal to $\mu$, continues.
+#   as much. After a few steps behavior 1 has nothing left to gain, while the loss of behavior 2, orthogonal to $\mu$, continues to decrease.
 
 # %%
 labels, group = np.tile([1, -1], 4), np.repeat([0, 1], 4)
@@ -480,14 +485,14 @@ plots.legend_below(fig, axes[0])
 plt.show()
 
 # %% [markdown]
-# So (5) is a statement about the start of training. How far it carries depends on the data, and is an empirical question.
+# So (5) is a statement about the start of training. How long it stays right depends on the data, and is an empirical question.
 
 # %% [markdown]
 # ## Figure 5: two pairs
 #
 # The paper trains two pairs of behaviors, the last layer only, on minibatches from the union: (a) "with a larger priority gap", (b) "with a smaller
-# priority gap". It claims that the loss of the behavior with higher priority decreases faster, and that a larger gap shows in the losses. {numref}`fig-pairs`
-# shows the same pairs under our model (at the smoke tier, two pairs of the sample), trained as in {ref}`case-study`.
+# priority gap". It claims that the loss of the behavior with higher priority decreases faster, and that the losses of the pair with the larger gap lie further apart. {numref}`fig-pairs`
+# shows the same pairs under our model (at the smoke tier, two pairs of the sample), trained as in {ref}`case-study`. Lines are medians over seeds, and bands run from the 5 % to the 95 % quantile.
 
 # %%
 losses = [
@@ -507,7 +512,7 @@ for which, both in enumerate(shared.PAIRS[config.tier]):
 columns = ["pair", "behavior", "‖b‖", "angle (°)", "P", "gap |P₁ − P₂|"]
 table = pd.DataFrame(rows, columns=[*columns, "mean |L₁ − L₂|"])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss of two behaviors trained together (the paper's Figure 5); median and 5–95 % band over seeds.", "name": "fig-pairs"}, "image": {"alt": "Two panels of training loss against step, pair (a) left and pair (b) right, each with two behaviors and a band over seeds. All start at log 2 and jump upwards in single steps."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss of two behaviors trained together, against step (the paper's Figure 5).", "name": "fig-pairs"}, "image": {"alt": "Two panels of training loss against step, pair (a) left and pair (b) right, each with two behaviors and a band over seeds. All start at log 2 and jump upwards in single steps."}}
 fig, axes = plt.subplots(1, 2, figsize=(6.8, 4))
 for which, both in enumerate(shared.PAIRS[config.tier]):
     ax, steps_taken = axes[which], np.arange(losses[which].shape[1])
@@ -520,8 +525,8 @@ for which, both in enumerate(shared.PAIRS[config.tier]):
 plt.show()
 
 # %% [markdown]
-# The table has the priority levels. Two more numbers summarize the runs: the share of steps at which the behavior with the higher priority has the lower loss, and the ratio
-# of the gaps of the two pairs.
+# The table has the priority levels. Its last column is the distance of the two losses, averaged over steps and seeds. Below it, the runs are summarized by the share of steps at which
+# the behavior with the higher priority has the lower loss, and by the ratio of the gaps of the two pairs.
 
 # %%
 lead = []
@@ -540,9 +545,9 @@ display(
         "The behavior of higher priority has the lower loss at "
         f"**{lead[0]:.0%}** of the steps of pair (a) and **{lead[1]:.0%}** of "
         "the steps of pair (b), in the median over seeds. The priority gap of "
-        f"pair (a) is **{gap[0] / gap[1]:.2f}** times the gap of pair (b); the "
+        f"pair (a) is **{gap[0] / gap[1]:.2f}** times the gap of pair (b). The "
         f"gap of its losses is **{np.median(apart[0] / apart[1]):.2f}** times "
-        "that of pair (b)."
+        "the gap of the losses of pair (b)."
     )
 )
 
@@ -550,8 +555,8 @@ display(
 # Read the table with {prf:ref}`prop-pair`. The paper calls (a) the pair with the larger gap. Whether that holds is a
 # property of the *model*: it depends on the two lengths $\|b_j\|$, which come from hidden states. At the book tier the order of the
 # two gaps is the opposite of the paper's. Under this model subscribes-to-Islam has the longest $b_j$ of all recorded behaviors, and desire-to-influence-world
-# one of the shorter ones. So the paper's (b) is the pair that lies further apart, and its losses lie further apart too. Hence claim F5b is *not reproduced* as it stands, and neither is the
-# order of the gaps (F5c). The idea behind it, that a larger gap of priorities shows as a larger gap of losses, is claim F5d, about the gaps of this model. Two pairs are little evidence.
+# one of the shorter ones. So the paper's pair (b) has the larger gap of priorities, and its losses lie further apart too. Hence claim F5b is *not reproduced* as it stands, and neither is the
+# order of the gaps (F5c). The idea behind F5b is that a larger gap of priorities shows as a larger gap of losses. Claim F5d tests this idea with the gaps of this model. Two pairs are little evidence.
 # All pairs follow below.
 #
 # The jumps, and losses above $\log2$, are single steps on unbalanced minibatches, as in {ref}`case-study`: a step along the common mean
@@ -559,13 +564,14 @@ display(
 #
 # ### How much of the run does the first step predict?
 #
-# If nothing slowed training down, $t$ steps would achieve $t$ times the first. The table compares for each behavior:
+# If nothing slowed training down, $t$ steps would achieve $t$ times the decrease of the first. The table has for each behavior these columns:
 #
-# - the bound of {prf:ref}`prop-first-fall`, $\frac{\beta^2\eta}8\,\bar b\cdot\hat b_j$, and what gradient descent achieves in one step, divided by it;
-# - $t$ times the bound, and what gradient descent achieves in all steps, divided by it;
-# - what gradient descent achieves in all steps, divided by the decrease of the *linear regime* (`theory.linear_regime`), which includes the
+# - *first step: predicted* is the bound of {prf:ref}`prop-first-fall`, $\frac{\beta^2\eta}8\,\bar b\cdot\hat b_j$. The *descent / predicted* after it is the decrease by one step of
+#   gradient descent, divided by this bound;
+# - *all steps: predicted* is the bound times the number of steps. The *descent / predicted* after it is the decrease by all steps of gradient descent, divided by this product;
+# - *descent / linear regime* is the decrease by all steps of gradient descent, divided by the decrease of the *linear regime* (`theory.linear_regime`), which includes the
 #   curvature and needs no training either;
-# - the median decrease with minibatches, divided by that of gradient descent.
+# - *minibatches / descent* is the median decrease with minibatches, divided by the decrease by gradient descent.
 
 # %%
 table, rises = {}, []
@@ -601,18 +607,18 @@ display(
 )
 
 # %% [markdown]
-# One step of gradient descent is as predicted, less the curvature. Over the run, $t$ times the first step overstates the
-# decreases. Is the cause the saturation of the margins or the curvature of the states? The linear regime includes the second and not the first, and its decreases equal the measured ones, or
+# One step of gradient descent achieves the prediction, less what the curvature costs. Over the run, $t$ times the first step overstates the
+# decreases. Is the cause the saturation of the margins or the curvature of the states? The linear regime includes the curvature but not the saturation, and its decreases equal the measured ones, or
 # come close to them. So the cause is the curvature. Along the common mean it matters within a few steps, along the $b_j$ themselves later.
-# A single minibatch says little about a behavior: the increase of its margins is as predicted on average (within one standard error, or a few), but its spread over seeds is wide.
+# A single minibatch says little about a behavior: on average its margins increase as predicted (within a few standard errors), but the increase varies widely over seeds.
 
 # %% [markdown]
 # (ev-all-pairs)=
 # ## All pairs
 #
-# Two pairs, picked by hand, show that something can happen. Now we take every pair of the behaviors whose states are recorded,
-# and train it by gradient descent on all statements of both. {numref}`fig-matrix` shows their priority gaps and
-# angles. An angle above 90° is a *conflict*: a step for one behavior is a step against the other.
+# Two pairs, picked by hand, show only that something can happen. Now we take every pair of the behaviors whose states are recorded,
+# and train it by gradient descent on all training statements of both. {numref}`fig-matrix` shows their priority gaps and
+# angles; the columns are numbered like the rows. An angle above 90° is a *conflict*: a step for one behavior is a step against the other.
 
 # %%
 everyone = shared.all_behaviors(config)
@@ -653,7 +659,8 @@ for ax, (title, values, form) in zip(axes, about, strict=True):
 plt.show()
 
 # %% [markdown]
-# What predicts which behavior of a pair learns more over the run, and by how much? Four predictors, first behavior less second:
+# What predicts which behavior of a pair learns more over the run, and by how much? We compare four predictors. Each is the value of the first behavior minus the value of the second. The
+# measured *gap* is the difference of their loss decreases, averaged over the steps, and the *relative gap* divides it by the sum of the two decreases:
 
 # %%
 found = pd.DataFrame(
@@ -674,7 +681,7 @@ table.insert(0, "ordered right", right.mean())
 wrong = found["gap"][~right["P (5)"]].abs().max() / found["gap"].abs().max()
 conflicts = (cosine[i, j] < 0).sum()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "All pairs: gap of the loss decreases, against what predicts it.", "name": "fig-scatter"}, "image": {"alt": "Two scatter plots, a point a pair. Left, the relative gap of the loss decreases against the priority gap; right, the gap of the mean losses against the difference of squared lengths. In both the points rise together; on the right they lie close to a curve through the origin."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "All pairs: gap of the loss decreases against two predictors.", "name": "fig-scatter"}, "image": {"alt": "Two scatter plots, a point a pair. Left, the relative gap of the loss decreases against the priority gap; right, the gap of the mean losses against the difference of squared lengths. In both the points rise together; on the right they lie close to a curve through the origin."}}
 fig, (left, right_ax) = plt.subplots(1, 2)
 size = found.abs()
 left.plot(size["P (5)"], size["relative gap"], "o")
@@ -690,8 +697,8 @@ plots.legend_below(fig, right_ax)
 plt.show()
 
 # %% [markdown]
-# {numref}`fig-scatter` shows what {prf:ref}`prop-pair` says. The priority gap (left) goes with the gap *relative* to the decreases, and the difference
-# of squared lengths (right) goes with the gap itself, in nats. Where points lie below the line, the losses bend like those of the two pairs above. The table shows for each predictor the share of pairs that it orders
+# {numref}`fig-scatter` shows what {prf:ref}`prop-pair` says. The priority gap (left) goes with the gap *relative* to the decreases. The difference
+# of squared lengths (right) goes with the gap itself, in nats. Where points lie below the line, the losses decrease less than $t$ times the first step, as in the two pairs above. The table shows for each predictor the share of pairs that it orders
 # correctly (which behavior learns more over the run), and its rank correlation with the size of the gap.
 
 # %% tags=["hide-input"]
@@ -707,18 +714,18 @@ display(
 
 # %% [markdown]
 # Does (5) predict which behavior of a pair learns faster? Nearly always. It does so exactly as well as the length $\|b_j\|$ alone, because in pairs the two give the same
-# order. By how much? Relative to the decreases, the priority gap is the best of the four predictors or close to it. For the gap itself it is better to
+# order. Does it predict by how much? For the gap relative to the decreases, the priority gap is the best of the four predictors or close to it. For the gap itself it is better to
 # omit the normalization.
 #
-# The last row replaces $b_j$ by the signed mean $\hat b_j$, which is *exact for the first step*. Over the run this makes little difference, and where the split is
-# visibly unbalanced (the sample at the smoke tier) it is far worse: the signed mean adds the common mean, which is used up within a few steps. So where classes are not
-# balanced, the paper's choice of the difference of means is good for the run, but not for the step for which it is proven.
+# The last row replaces $b_j$ by the signed mean $\hat b_j$, which is *exact for the first step*. Over the run this makes little difference. Where the split is
+# visibly unbalanced (the sample at the smoke tier), it is far worse: the signed mean contains a share of the common mean, along which nothing is left to gain after a few steps. So where classes are not
+# balanced, the paper's choice of the difference of means is good for the run, but not for the first step, for which it is proven.
 
 # %% [markdown]
 # ## All behaviors at once
 #
-# Pairs cannot distinguish priority from length. A mixture of many behaviors can, since there a behavior also gains from those that agree with it. We train all
-# recorded behaviors together by gradient descent; each row is a behavior:
+# Pairs cannot distinguish priority from length. A mixture of many behaviors can, since there a behavior also gains from the behaviors that agree with it. We train all
+# recorded behaviors together by gradient descent. Each row of the table is a behavior; *decrease* is the decrease of its loss:
 
 # %%
 fallen = np.log(2) - priorities.all_run(records).arrays["loss"].astype(float)
@@ -746,22 +753,22 @@ display(
 table.corr(method="spearman").iloc[:3, 3:].round(2)
 
 # %% [markdown]
-# Here (5) is more than the length: it orders the decreases over the run clearly better than the length does. At the book tier it also identifies, before training, the behavior that
-# training makes *worse*: its $b_j$ points against the others. Whether the signed means order the first step better than (5) does depends on how unbalanced the split is.
+# Here (5) says more than the length: it orders the decreases over the run clearly better than the length does. At the book tier it also identifies, before training, the behavior whose loss
+# training *increases*: its $b_j$ points against the others. Whether the signed means order the first step better than (5) does depends on how unbalanced the split is.
 
 # %% [markdown]
 # ## What was shown
 #
 # - The first step on a mixture is $\frac{\eta\beta}4\bar b$, with weights $n_j/N$. The paper's (19) to (21) hold for equal sizes and balanced classes.
-# - The constant of (24) is $\frac{\beta\eta}4$. For the losses, the priority gives an upper bound, and what it leaves out is mostly the common mean.
-# - (5) can be negative or undefined, and for three or more behaviors its order need not be the order of the lengths. For two it is, and the angle does not enter the gap of the losses.
+# - The constant of (24) is $\frac{\beta\eta}4$. For the losses, the priority gives an upper bound, and what the bound leaves out is mostly the effect of the common mean.
+# - (5) can be negative or undefined, and for three or more behaviors its order need not be the order of the lengths. For two behaviors it is, and the gap between the bounds of their losses does not depend on the angle.
 # - (5) says nothing about later steps, and there are mixtures where it is wrong there. On real hidden states it orders whole runs well.
 # - The paper's pair with the smaller gap has the larger one under this model. The losses follow the model's gaps.
 #
-# The verdicts are computed by the tests of `claims.yml`. The tests of F5a to F5f and of T2d, and their bounds, were set before their values
-# were seen, with three exceptions. F5a first compared the areas above the two curves relative to their sum; a first run showed that the sum can be
-# negative, and the test became the share of steps. F5c, the order of the gaps, was added after the gaps had been seen, and T2d after its table, with the bounds that F3
-# has. The wording of F5e, "in every pair" at first, was softened to what its test requires.
+# The verdicts are computed by the tests of `claims.yml`. We set the tests of F5a to F5f and of T2d, and their bounds, before we saw their values, with three
+# exceptions. F5a first compared the areas above the two curves relative to their sum. A first run showed that the sum can be
+# negative, so we changed the test to the share of steps. We added F5c, the order of the gaps, after we had seen the gaps. We added T2d after we had seen its table, with the bounds that F3
+# has. The wording of F5e was "in every pair" before; we softened it to what its test requires.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("03_priorities", records)))
@@ -772,7 +779,7 @@ display(Markdown(claims.table("03_priorities", records)))
 # ```{exercise}
 # :label: ex-priority-mean
 #
-# Show that $|P_j| \le \|b_j\|/\|b_*\|$, and that in a mixture of equally large behaviors with $\bar b \ne 0$ the first step increases the logits of at least one of them. Can it decrease those of
+# Show that $|P_j| \le \|b_j\|/\|b_*\|$, and that in a mixture of equally large behaviors with $\bar b \ne 0$ the first step increases the logits of at least one of them. Can it decrease the logits of
 # all others?
 # ```
 #
@@ -787,7 +794,7 @@ display(Markdown(claims.table("03_priorities", records)))
 # :label: ex-horizon
 #
 # By the proof of {prf:ref}`thm-a`, for $\kappa \le 4$ gradient descent on a mixture satisfies $\|2\delta_t - x_t u\| \le \rho_t x_t$ with $u = \bar b/\|\bar b\|$,
-# $x_t = \eta\beta t\|\bar b\|/2$ and $\rho_t = \kappa_b(t-1)/4$. Up to which step is it *certain*, without training, that the mean margin of behavior 1 lies above that of behavior 2? Compute it for
+# $x_t = \eta\beta t\|\bar b\|/2$, and $\rho_t = \kappa_b(t-1)/4$. Up to which step is it *certain*, without training, that behavior 1 has the larger mean margin of the two? Compute this step for
 # the pairs of Figure 5 (`theory.signal` has $u$, and `slack` is $\rho_t$).
 # ```
 #
@@ -825,6 +832,13 @@ display(Markdown(claims.table("03_priorities", records)))
 # $\bar b\cdot b_j = \frac{n_j}N\|b_j\|^2$, so $n_1\|b_1\|^2 = n_2\|b_2\|^2$. Weight each statement of behavior $j$ by $1/(n_j\|b_j\|^2)$: then $\bar b\cdot b_j$ is the same for
 # all $j$. Fairness costs speed: the most distinguishable behaviors are slowed down the most.
 # ```
+#
+# **To try.**
+#
+# - `papermill notebooks/03_priorities.ipynb out.ipynb -p sampling balanced`: every minibatch now has as many Yes as No statements. Which of the jumps in {numref}`fig-pairs` disappear?
+# - `papermill notebooks/03_priorities.ipynb out.ipynb -p steps 1000`: ten times as many steps. Do priority levels still order the pairs, and how far below the line of {numref}`fig-scatter` do
+#   the points lie now?
+# - Choose a pair in conflict from {numref}`fig-matrix`, find its row `k` in `pairs`, and plot `run["loss"][k].T`. Does the loss of the behavior with the shorter $b_j$ decrease?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.provenance()))

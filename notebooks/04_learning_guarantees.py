@@ -11,9 +11,10 @@
 # # What learning guarantees
 #
 # **You will see** that the paper's Theorem 4.2 is false as printed, how it can be repaired, and how
-# little it then says; that Theorem 4.3 says nothing at all; what replaces both; and a
-# *certificate*: proven bounds on the loss, the distance, the boundary and the statements learned,
-# computed from hidden states and labels alone, without training, and tight enough to prove the order of Figure 3.
+# little it then says. Theorem 4.3 says nothing at all. We prove what replaces both, and build a
+# *certificate*: proven bounds on the loss, the distance, the boundary, and the statements learned. It is
+# computed from hidden states and labels alone, without training, and tight enough to prove the order of
+# Figure 3.
 #
 # **It takes** forty minutes to read and under a minute to run. **It needs** only the recorded hidden states.
 #
@@ -70,12 +71,12 @@ display(Markdown(records.header()))
 # $$\phi + \frac{(1-13d^{-v}-\phi)\,\beta'\eta t\,d^{\Delta-\frac12}}{8\|W_B\| + \frac{1}{24\beta'c_n'}},\qquad \Delta \le \tfrac12 - \tfrac{4\log 2}{\log d}.$$
 # ```
 #
-# The module `theory.printed` has the paper's bounds as printed. Outside their conditions they are NaN.
+# The module `theory.printed` has the paper's bounds as printed. They return NaN outside their conditions.
 #
 # (ev-v-range)=
 # ### Where the theorem applies
 #
-# The lower end of the range of $v$ means $d^v \ge 16$. So the range is nonempty only if $\Delta \le \frac12 - \frac{4\log 2}{\log d}$,
+# The lower limit of $v$ means $d^v \ge 16$. So the range is nonempty only if $\Delta \le \frac12 - \frac{4\log 2}{\log d}$,
 # that is, $\|b\| = d^\Delta \le \sqrt d/16$ and $d \ge 16^{1/(\frac12-\Delta)}$. The theorem is about behaviors whose two sides are *hard* to distinguish.
 
 # %%
@@ -88,11 +89,12 @@ assert np.allclose(lowest, printed.v_range(d, 0.0)[0])
 where.round(4)
 
 # %% [markdown]
-# The other conditions can hold at the same time: for $\Sigma_\pm = s^2 I$ with $s^2 = d^{2\Delta-1}$ the root of the trace is $d^\Delta$, as large as
-# $c_n\sqrt d = c_n' d^\Delta$ allows up to a constant, and $s^2 \le d^{\frac12-2v}$ since $v \le \frac12-\Delta$. But they are strong. As
-# $2\max\|\mu_\pm\| \ge \|b\| = d^\Delta$, always $c_n' \ge \frac12$; and the average variance of a coordinate is at most
-# $c_n'^2d^{2\Delta-1}$, a standard deviation of $O(d^{\Delta-\frac12})$. Theorem 4.1 was motivated with coordinates of $O(1)$. The cell computes the smallest constants
-# that the hidden states of {ref}`case-study` allow, and the part $4\exp(-\gamma d^{\alpha\Delta}/(4c_v))$ of the claimed failure probability, at $\alpha = 2$ and the best $v$, $d^v = 16$:
+# The other conditions can hold at the same time. An example is $\Sigma_\pm = s^2 I$ with $s^2 = d^{2\Delta-1}$. The root of its trace is $d^\Delta$, which is as large as
+# $c_n\sqrt d = c_n' d^\Delta$ allows, up to a constant; and $s^2 \le d^{\frac12-2v}$, since $v \le \frac12-\Delta$.
+#
+# But these conditions are strong. As $2\max\|\mu_\pm\| \ge \|b\| = d^\Delta$, always $c_n' \ge \frac12$. The average variance of a coordinate is at most
+# $c_n'^2d^{2\Delta-1}$, which is a standard deviation of $O(d^{\Delta-\frac12})$. Theorem 4.1 was motivated with coordinates of $O(1)$. The cell computes the smallest $c_n'$ and $c_v$
+# that the hidden states of {ref}`case-study` allow. It also computes the part $4\exp(-\gamma d^{\alpha\Delta}/(4c_v))$ of the claimed failure probability, at $\alpha = 2$ and the best $v$, $d^v = 16$ (*claimed failure*):
 
 # %%
 rows = []
@@ -120,8 +122,8 @@ pd.DataFrame(rows, names, columns).round(3)
 #
 # $$\text{certified gain} \;\le\; \frac{(1-\phi)^2}{156}.$$
 #
-# No choice of $d$, $\eta$, $t$ or data exceeds this. For $\phi \ge 0$ it is at most $1/156$. (The constants 13 and 24 are loose: {ref}`ex-cap`.) The cell takes the
-# most favorable boundary, $\|W_B\| \to 0$, and a grid of $d^v$:
+# No choice of $d$, $\eta$, $t$, or data exceeds this. For $\phi \ge 0$ it is at most $1/156$. (The constants 13 and 24 are loose: {ref}`ex-cap`.) The cell takes the
+# most favorable boundary, $\|W_B\| \to 0$, and finds the largest gain on a grid of $d^v$:
 
 # %%
 z = 1 / np.geomspace(16, 4096, 400)
@@ -143,13 +145,13 @@ for phi in (0.0, 0.3, 0.5):
 #
 # The proof reuses (15) and (16): with probability $1 - 2n\exp(-c'd^{\alpha/4})$ all $\|g(x_i)\| \le 2c_n\sqrt d$. In Theorem 4.1 the
 # exponent comes from the ratio of $c_n\sqrt d$ to $\|\Sigma\|^{1/2} \le (c_v\sqrt d)^{1/2}$. Here $c_n\sqrt d = c_n'd^\Delta$ and
-# $\|\Sigma\| \le c_vd^{\frac12-2v}$, so the ratio to the power $\alpha$ is a constant times $d^{\alpha(\Delta + v - \frac14)}$. **This is the exponent**, and it
-# need not grow with $d$. Take $\Delta = 0$, $v = \frac14$ (so $d \ge 65536$) and all variance, 4, in one direction orthogonal to $b$. Then $c_n' = 2.5$, and with a
+# $\|\Sigma\| \le c_vd^{\frac12-2v}$, so the ratio to the power $\alpha$ is a constant times $d^{\alpha(\Delta + v - \frac14)}$. **This is what the exponent should be**, and it
+# need not grow with $d$. Take $\Delta = 0$, $v = \frac14$ (so $d \ge 65536$), and a variance of 4 in one direction orthogonal to $b$ and of 0 in all others. Then $c_n' = 2.5$, and with a
 # standard normal $z$
 #
 # $$P(\|g\| \ge 2c_n') = P\big(\tfrac14 + 4z^2 \ge 25\big)$$
 #
-# does not depend on $d$, while the claimed probability goes to 0. (`synthetic.clouds` draws states with a given mean and covariance. We omit the coordinates
+# does not depend on $d$, while the claimed failure probability goes to 0. (`synthetic.clouds` draws states with a given mean and covariance. We omit the coordinates
 # in which all states are 0.)
 
 # %%
@@ -168,15 +170,16 @@ print(f"P(‖g‖ ≥ 2c_n′) = {exact:.5f} at every d; drawn: {share:.5f}")
 #
 # $$\delta_{t+1}-\delta_t = \tfrac{\beta\eta}{2}\big(A_-b + T_1 + T_2\big),$$
 #
-# where $T_1$ is $\frac{A_-}{A_+}$ times the mean of $\sigma(-m_i)(g_i-\mu_+)$ over $+$, less the mean of $\sigma(-m_i)(g_i-\mu_-)$ over $-$, and $T_2$ is
-# $\frac{A_+-A_-}{A_+}$ times the mean of $\sigma(-m_i)g_i$ over $+$. Two things are wrong.
+# where $T_1$ is $\frac{A_-}{A_+}$ times the mean of $\sigma(-m_i)(g_i-\mu_+)$ over the Yes side, minus the mean of $\sigma(-m_i)(g_i-\mu_-)$ over the No side. $T_2$ is
+# $\frac{A_+-A_-}{A_+}$ times the mean of $\sigma(-m_i)g_i$ over the Yes side. Two things are wrong.
 #
 # - **Before (25)** the paper writes $\sigma(\mp\beta\,g_i\cdot\delta)$; the identity needs $\sigma(\mp2\beta\,g_i\cdot\delta) = \sigma(-m_i)$.
 # - **(25)** bounds $\|T_1\|$ by the largest $\sigma$ times $\|\hat\mu_\pm-\mu_\pm\|$. But $\sigma(-m_i)$ is correlated with $g_i-\mu_\pm$ and does not factor
-#   out. Where $\hat\mu_\pm = \mu_\pm$ exactly, that "bound" is 0, and $T_1$ is not. What is true is
+#   out. Where $\hat\mu_\pm = \mu_\pm$ exactly, this "bound" is 0, but $T_1$ is not. What is true is
 #   $\|T_1\| \le \frac12\sum_\pm\|\hat\mu_\pm-\mu_\pm\| + \sum_\pm\max|\sigma-\frac12|\,\|g_i-\mu_\pm\|$.
 #
-# The cells write the three parts out, and evaluate them for states whose class means are exact, after three steps of gradient descent:
+# The cells compute the three parts, for states whose class means are exact, after three steps of gradient descent. They compare the sum of the parts with the increment, with the $2$ inside
+# $\sigma$ and without it:
 
 
 # %%
@@ -207,7 +210,7 @@ for factor in (2, 1):
     assert (gap < 1e-12) == (factor == 2)
 _, t1, _ = split(g, labels, b, path[3], 2)
 off = [np.linalg.norm(g[labels == k].mean(0) - k * b / 2) for k in (1, -1)]
-print(f"‖T₁‖ = {np.linalg.norm(t1):.1e}; factored: 0 to rounding")
+print(f"‖T₁‖ = {np.linalg.norm(t1):.1e}; its bound in (25) is 0 to rounding")
 assert np.linalg.norm(t1) > 1e6 * sum(off) and sum(off) < 1e-12
 
 # %% [markdown]
@@ -223,12 +226,12 @@ assert np.linalg.norm(t1) > 1e6 * sum(off) and sum(off) < 1e-12
 #
 # Four more steps need repair.
 #
-# - **13** is loose. For $t \le t_{\max}$ the bracket is at most $1.51$ and $A \ge .4998$, so the increments have a cosine of at least
-#   $1 - 6.1d^{-v}$; and since all of them lie in one cone around $b$, even $\sqrt{1-\rho^2}$ with $\rho = 3.1d^{-v}$: the loss is $O(d^{-2v})$.
+# - **The constant 13** is loose. For $t \le t_{\max}$ the bracket is at most $1.51$ and $A \ge .4998$. So the increments have a cosine with $b$ of at least
+#   $1 - 6.1d^{-v}$. Since all of them lie in one cone around $b$, the cosine is even at least $\sqrt{1-\rho^2}$ with $\rho = 3.1d^{-v}$: it falls short of 1 by only $O(d^{-2v})$.
 # - **(30)** adds norms of increments, which do not bound the norm of their sum from below. Their projections on $b$ do, with the same constant.
-# - **The last step** replaces $\|W_B + 2\delta_t\|$ by $\|W_B\| + 2\|\delta_t\|$, and $\|\delta_t\|$ by a lower bound. The first requires a nonnegative numerator,
-#   the second $\phi \le 1 - 13d^{-v}$. Neither is a condition of Theorem 4.2. ($1/(24\beta'c_n')$ could be $1/(1152\beta'c_n')$.)
-# - $t$ counts steps, so $t_{\max} \ge 1$ is needed.
+# - **The last step** replaces $\|W_B + 2\delta_t\|$ by $\|W_B\| + 2\|\delta_t\|$, and $\|\delta_t\|$ by a lower bound. The first replacement requires a nonnegative numerator,
+#   the second requires $\phi \le 1 - 13d^{-v}$. Neither is a condition of Theorem 4.2. ($1/(24\beta'c_n')$ could be $1/(1152\beta'c_n')$.)
+# - **The horizon.** $t$ counts steps, so $t_{\max} \ge 1$ is needed.
 #
 # ```{prf:proposition} Theorem 4.2, repaired
 # :label: prop-4-2-repaired
@@ -261,7 +264,7 @@ assert np.linalg.norm(t1) > 1e6 * sum(off) and sum(off) < 1e-12
 # which increases in $y \ge Y = \frac18\beta'\eta t\,d^{\Delta-\frac12}$. Put $Y$ in: $\phi + \frac{8\varepsilon Y}{8\|W_B\|+8Y}$ with $8Y \le \frac{d^{-v}}{72\beta'c_n'} \le \frac{1}{1152\beta'c_n'}$. ∎
 # ````
 #
-# The next cells check each step in the setting of the next section, at all $t$. The table shows means over $t$.
+# The next cells check each step of the proof in the setting of the next section, at all $t$. The table shows means over $t$ of the measured value, of the printed bound, and of the repaired bound.
 
 # %%
 found = learning_guarantees.feasible_run(records).arrays
@@ -296,8 +299,8 @@ table.round(4).astype(object).fillna("–")
 # ### A setting in which the theorem holds
 #
 # The states are Gaussian ($\alpha = 2$) with $\Delta = 0$, $\Sigma_\pm = I/d$, $d^v = 26$ (the best value for the cap above), $n = 4096$, $\phi = 0$, and $\eta$ such that
-# $t_{\max} = 20$. `Setting.conditions` checks every condition. The table above shows that the event of {prf:ref}`prop-4-2-repaired` holds.
-# The theorem holds here: the bound lies below the cosine, by a wide margin.
+# $t_{\max} = 20$. `Setting.conditions` checks every condition. The table above shows that the steps of {prf:ref}`prop-4-2-repaired` hold.
+# The theorem holds here: the bound lies far below the cosine.
 
 # %%
 table = {}
@@ -319,10 +322,10 @@ pd.DataFrame(table, ["cosine, t = 20", "bound"]).T.map("{:.4g}".format)
 # - **B**, $\phi = 1$: $n = d/2$, $d^v = 16$, ${\rm Tr}^{1/2} = 1$, $\eta = 10^{-3}$, $\|W_B\| = 10^{-9}$. The boundary starts in the direction of $b$ and can
 #   only move away from it, by the sampling error of $\hat b$.
 # - **C**, $\phi = -1$: $n = d/2$, $d^v = 26$, ${\rm Tr}^{1/2} = 1$, $\|W_B\| = 1$. A boundary opposite to $b$ stays opposite until its length
-#   has shrunk to zero: a step along $b$ does not turn it, but the theorem claims that the cosine increases at once.
+#   has shrunk to zero, because a step along $b$ does not rotate it. But the theorem claims that the cosine increases at once.
 #
-# We draw each setting with many seeds. The table also shows the logarithms of the two parts of the claimed failure probability: $4\exp(-\gamma d^{\alpha\Delta}/(4c_v))$
-# as in the theorem; and, since the theorem leaves $c'$ open, a true bound on the probability that some $\|g(x_i)\| \ge 2c_n\sqrt d$, which for these Gaussians is
+# We draw each setting with many seeds. The last two columns have the logarithms of the two parts of the claimed failure probability. The column *claimed failure* is $4\exp(-\gamma d^{\alpha\Delta}/(4c_v))$,
+# as in the theorem. The theorem leaves $c'$ open, so the column *norms* is instead a true bound on the probability that some $\|g(x_i)\| \ge 2c_n\sqrt d$, which for these Gaussians is
 # at most $n\exp(-c_n'^2/(2\|\Sigma_\pm\|))$.
 
 # %%
@@ -342,11 +345,11 @@ columns += ["claimed failure, log₁₀", "norms, log₁₀"]
 pd.DataFrame(rows, columns, dtype=object).T.map("{:.8g}".format)
 
 # %% [markdown]
-# All repetitions break the bound. A is about the probability. B and C break the last step of the proof, and are the cases that $\phi \le 1 - 13d^{-v}$ and
-# $\phi \ge 0$ exclude.
+# All repetitions break the bound. A contradicts the claimed probability. B and C break the last step of the proof. The conditions $\phi \le 1 - 13d^{-v}$ and
+# $\phi \ge 0$ would exclude them.
 #
-# One $d$ alone does not refute a theorem that leaves $c'$ open: with a small enough $c'$ it claims nothing at that $d$. C does not depend on chance
-# and fails at every $d$ ({ref}`ex-opposite`). For A there is a family with all constants fixed, and $\phi$ within the repaired range. Let $\Delta = 0$, $v = \frac12$, $n = \frac12\sqrt d$,
+# One $d$ alone does not refute a theorem that leaves $c'$ open: with a small enough $c'$ it claims nothing at that $d$. C does not depend on chance: there the
+# theorem fails at every $d$ ({ref}`ex-opposite`). For A there is a family with all constants fixed, and $\phi$ within the repaired range. Let $\Delta = 0$, $v = \frac12$, $n = \frac12\sqrt d$,
 # $\Sigma_\pm = \frac4dI$, so that $c_n' = 2.5$ and $c_v = \frac1{256}$ for $d \ge 2^{20}$; and $\beta' = 1$, $\eta \le \frac1{180}$, $\phi = 1-14d^{-\frac12}$, $\|W_B\| \to 0$, $t = 1$.
 # The claimed failure probability is $2n\exp(-c'\sqrt d) + 4e^{-32}$, which tends to $4e^{-32}$ for every $c' > 0$. But the boundary after one step points along $\hat b$, and
 # $\hat b - b$ has the variance $16/(dn)$ in each coordinate, so $1 - \cos(\hat b, b)$ is close to $16d^{-\frac12}$, more than $1 - \phi$. The cell draws the component of $\hat b$ along $b$ and the length of the rest:
@@ -376,8 +379,8 @@ print("(1 − cos)√d, least of 1000:", missing.min(0).round(2), "claimed ≤ 1
 # (ev-margin)=
 # ### The sharp condition
 #
-# A.5 writes $S$ for the bound (31) at $t_{\max}$, which is (32), and decomposes the boundary along $u = b/\|b\|$. The cosine is *at least* $S$; (33) assumes equality, which is harmless, because a larger
-# cosine only helps a sample of positive margin. But (34) does not use that $v_O$ is orthogonal to $u$.
+# A.5 writes $S$ for the bound (31) at $t_{\max}$, which is (32). It decomposes the boundary into a part along $u = b/\|b\|$ and a part $v_O$ orthogonal to $u$. The cosine is *at least* $S$. (33) assumes equality,
+# which is harmless, because a larger cosine only helps a sample of positive margin. But (34) does not use that $v_O$ is orthogonal to $u$.
 #
 # ```{prf:proposition} What (34) should say
 # :label: prop-sharp-margin
@@ -387,7 +390,7 @@ print("(1 − cos)√d, least of 1000:", missing.min(0).round(2), "claimed ≤ 1
 # ```
 #
 # ````{dropdown} Proof
-# The angle of $w$ and $u$ is at most $\arccos S$, and that of $g$ and $u$ is $\arccos(m/\|g\|)$. If $m \ge \sqrt{1-S^2}\|g\|$ they add up to at most
+# The angle between $w$ and $u$ is at most $\arccos S$, and the angle between $g$ and $u$ is $\arccos(m/\|g\|)$. If $m \ge \sqrt{1-S^2}\|g\|$ they add up to at most
 # $\frac\pi2$, so $w$ and $g$ are at most at a right angle. If $m$ is smaller, the $w$ at angle $\arccos S$ from $u$, away from $g$ in the plane of both, has $w\cdot g < 0$. ∎
 # ````
 #
@@ -410,8 +413,8 @@ print("(1 − cos)√d, least of 1000:", missing.min(0).round(2), "claimed ≤ 1
 # $\phi + \varepsilon d^{-v} < \phi+\varepsilon = 1-13d^{-v} < 1$. So it requires $m > 2c_n\sqrt d > \|g\| \ge m$. The paper's own (37) already requires this, as $S < 1$. ∎
 # ````
 #
-# The first cell evaluates the margins that (38) and (37) require on a grid of admissible settings, divided by $2c_n\sqrt d$, the largest possible norm of a sample. The second tests the sharp condition with
-# many samples just above and just below it, against the worst boundary of cosine $S$:
+# The first cell evaluates the margins that (38) and (37) require on a grid of admissible settings. It divides them by $2c_n\sqrt d$, the largest possible norm of a sample. The second cell tests the sharp condition with
+# many samples just above it and just below it, and the worst boundary of cosine $S$:
 
 # %%
 axes = [256, 4096, 1e6, 1e12], np.linspace(0.05, 0.5, 46)
@@ -449,14 +452,14 @@ for above in (1 + 1e-9, 1 - 1e-3):
 # \delta_{t+1} = M_t\delta_t + \tfrac{\eta\beta}4\hat b,\qquad M_t = I - \tfrac{\eta\beta^2}2H_t,\qquad H_t = \tfrac1n\sum_i\theta_i\,g_ig_i^\top,
 # ```
 #
-# where $\theta_i = \theta(m_i) = \tanh(m_i/2)/(m_i/2) \in (0, 1]$, for $\sigma(-m)-\frac12 = -\frac m4\theta(m)$. As $0 \preceq H_t \preceq \hat C$, $\|M_t\| \le 1$ if $\kappa \le 4$. Everything below assumes that. `theory.signal` computes the quantities of the states that the bounds need.
+# where $\theta_i = \theta(m_i) = \tanh(m_i/2)/(m_i/2) \in (0, 1]$, because $\sigma(-m)-\frac12 = -\frac m4\theta(m)$. As $0 \preceq H_t \preceq \hat C$, $\|M_t\| \le 1$ if $\kappa \le 4$. Everything below assumes $\kappa \le 4$. `theory.signal` computes the quantities of the states that the bounds need.
 #
 # ### Lower loss requires larger displacement
 #
 # ```{prf:proposition} Loss to motion
 # :label: prop-loss-to-motion
 #
-# For every $\delta$, on a path or not, let $m^*$ be the margin of loss $L(\delta)$, $-\log\sigma(m^*) = L(\delta) \le \log 2$. Then
+# For every $\delta$, on a path or not, let $m^*$ be the margin whose loss is $L(\delta)$: $-\log\sigma(m^*) = L(\delta) \le \log 2$. Then
 #
 # $$\sqrt2\,\|\delta\| \;\ge\; \frac{\sqrt2\,m^*}{\beta\|\hat b\|} \;\ge\; \frac{2\sqrt2\,(\log2-L(\delta))}{\beta\|\hat b\|}.$$
 # ```
@@ -489,7 +492,7 @@ for above in (1 + 1e-9, 1 - 1e-3):
 # $\hat b\cdot\delta_t \ge \frac{x_t}2\|\hat b\|(1-\rho_t)$ and $\|\hat C^{1/2}\delta_t\| \le \frac{x_t}2(r+\sqrt\lambda\rho_t)$. ∎
 # ````
 #
-# The check uses the training statements of the last behavior and the learning rate of {ref}`case-study`:
+# The check of both propositions uses the training statements of the last behavior and the learning rate of {ref}`case-study`. The columns of the table are steps:
 
 # %%
 s = records.states(config.behaviors[-1])
@@ -503,7 +506,7 @@ low, high = theory.loss_decrease_bounds(signal, eta, beta, t)
 assert (moved <= distance * (1 + 1e-9)).all() and (low <= fallen + 1e-12).all()
 assert (fallen <= high * (1 + 1e-9)).all()
 at, rows = [1, 3, 10, 30, 100], [distance, moved, fallen, low, high]
-index = ["distance", "≥", "log 2 − L", "≥", "≤"]
+index = ["distance", "distance ≥", "log 2 − L", "log 2 − L ≥", "log 2 − L ≤"]
 pd.DataFrame([row[at] for row in rows], index, at).round(4)
 
 # %% [markdown]
@@ -541,7 +544,8 @@ pd.DataFrame([row[at] for row in rows], index, at).round(4)
 # ````
 #
 # The check uses a setting like the paper's: Gaussian, $\Delta = 0$, ${\rm Tr}^{1/2} = \frac12$, $\phi = 0$, $\|W_B\| = 1$, $\beta' = .64$ and $\eta$ such that $\kappa = .01$,
-# with $n = d$ and at the book tier $d = 4096$ (a recorded run: the eigenvalue takes seconds, the states 134 MB).
+# with $n = d$ and at the book tier $d = 4096$. (This is a recorded run: the eigenvalue takes seconds, and the states take 134 MB.) Columns with ≥, and *proven right*, are proven lower bounds; each is followed by
+# the true value. Rows are steps.
 
 # %%
 r = learning_guarantees.accuracy_run(records).arrays
@@ -564,7 +568,7 @@ at = [0, 1, 4, 16]
 pd.DataFrame([r[key][at] for key in pairs], columns, at).T.round(4)
 
 # %% [markdown]
-# One step is enough to prove that all statements are answered as preferred. No statement reaches the margin of the paper.
+# One step is enough to prove that all statements are answered as preferred. No statement has the margin that the paper requires.
 #
 # ## A tube around the linear regime
 #
@@ -573,7 +577,7 @@ pd.DataFrame([r[key][at] for key in pairs], columns, at).T.round(4)
 #
 # $$\delta^{\rm lin}_t = \tfrac1{2\beta}\,\hat C^+\big(I-(I-\tfrac{\eta\beta^2}2\hat C)^t\big)\hat b.$$
 #
-# One singular value decomposition (`theory.spectrum`) gives it for all $t$, labels, $\eta$ and $\beta$ (`theory.linear_regime`).
+# One singular value decomposition (`theory.spectrum`) gives it for all $t$, labels, $\eta$, and $\beta$ (`theory.linear_regime`).
 #
 # ```{prf:theorem} Theorem B, the tube
 # :label: thm-b
@@ -587,11 +591,11 @@ pd.DataFrame([r[key][at] for key in pairs], columns, at).T.round(4)
 # Let $e_t = \delta_t-\delta^{\rm lin}_t$. Subtract the two recursions:
 # $e_{t+1} = M_te_t+\frac{\eta\beta^2}2(\hat C-H_t)\delta^{\rm lin}_t$, and $\|M_t\| \le 1$. The last vector is $(\hat C-H_t)\delta^{\rm lin}_t = \frac1n\sum_ig_iy_i$ with
 # $y_i = (1-\theta_i)\,g_i\cdot\delta^{\rm lin}_t$. The matrix with rows $g_i$ has norm $\sqrt{n\lambda}$, so the norm of this vector is at most $\frac1n\sqrt{n\lambda}\,\|y\| = \sqrt\lambda\,(\frac1n\sum y_i^2)^{1/2}$.
-# Here $|g_i\cdot\delta^{\rm lin}_t| = |m^{\rm lin}_i|/(2\beta)$. The $\theta_i$ are those of the true margins, and $|m_i| \le |m_i^{\rm lin}|+2\beta\|g_i\|\|e_t\|$; as $\tanh$ is concave on $[0,\infty)$ with
+# Here $|g_i\cdot\delta^{\rm lin}_t| = |m^{\rm lin}_i|/(2\beta)$. The $\theta_i$ belong to the true margins, and $|m_i| \le |m_i^{\rm lin}|+2\beta\|g_i\|\|e_t\|$; as $\tanh$ is concave on $[0,\infty)$ with
 # $\tanh 0 = 0$, $\theta$ decreases with $|m|$, so $1-\theta_i$ is at most its value there, with $E_t$ for $\|e_t\|$ by induction. ∎
 # ````
 #
-# Both recursions, plainly, on the behavior of the last check, against the library, which solves the linear regime in closed form:
+# The first cell writes out both recursions. The second runs them on the last behavior and compares with the library, which solves the linear regime in closed form:
 
 
 # %%
@@ -621,8 +625,8 @@ assert np.allclose(E, library[2], rtol=1e-6)
 assert (np.linalg.norm(path - linear, axis=1) <= E + 1e-9).all()
 
 # %% [markdown]
-# {numref}`fig-tube` compares $E_t$ with the true error on the behaviors of {ref}`case-study`. At $t = 1$ the linear regime is exact. (We use the run behind it, `certificate_run`,
-# from here to the end. For each behavior's training statements it holds the proven bounds and what gradient descent does.)
+# {numref}`fig-tube` compares $E_t$ with the true error on the behaviors of {ref}`case-study`. At $t = 1$ the linear regime is exact. (The figure uses `certificate_run`, as does everything
+# from here to the end. For each behavior's training statements this run has the proven bounds and what gradient descent does.)
 
 # %%
 run = learning_guarantees.certificate_run(records).arrays
@@ -631,9 +635,9 @@ relative = {key: run[key][:, 1:] / length[:, 1:] for key in ("error", "tube")}
 assert (run["error"] <= run["tube"] + 1e-10 * length.max()).all()
 assert relative["error"][:, 0].max() < 1e-12, "exact at t = 1"
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Error of the linear regime against the step: true, and its proven bound.", "name": "fig-tube"}, "image": {"alt": "Two log-log panels against the step, a line a behavior: left the true relative error of the linear regime, right the bound of Theorem B. Both start many orders of magnitude below 1 and increase; the bound lies above the error, by more as steps go by, and passes 1 within the plot."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Relative error of the linear regime against step: true error and proven bound.", "name": "fig-tube"}, "image": {"alt": "Two log-log panels against the step, a line a behavior: left the true relative error of the linear regime, right the bound of Theorem B. Both start many orders of magnitude below 1 and increase; the bound lies above the error, by more as steps go by, and passes 1 within the plot."}}
 fig, panels = plt.subplots(1, 2, figsize=(6.8, 3.8))
-labels_of = {"error": "true error / ‖δ‖", "tube": "Eₜ / ‖δ‖"}
+labels_of = {"error": "true error / ‖δ‖", "tube": "proven bound Eₜ / ‖δ‖"}
 for ax, (key, label) in zip(panels, labels_of.items(), strict=True):
     for behavior, values in zip(config.behaviors, relative[key], strict=True):
         style = dict(color=plots.color(behavior))
@@ -645,10 +649,10 @@ plots.legend_below(fig, panels[0])
 plt.show()
 
 # %% [markdown]
-# How good is the linear regime? This depends on the margins. The first three lines show the largest relative error over the behaviors while all $|m_i|$ are at most the given value.
+# How good is the linear regime? This depends on the margins. The first three lines printed below show the largest relative error over the behaviors while all $|m_i|$ are at most the given value.
 #
-# The other closed form is gradient flow, $\eta \to 0$ at fixed $\tau = \eta t$, when all $a_i$ equal one vector $a$. Then $m' = 2\beta^2\|a\|^2\sigma(-m)$, so $m+e^m = 1+2\beta^2\|a\|^2\tau$: linear in $\tau$ at the start,
-# logarithmic in the end. `theory.gradient_flow` solves it without overflow. Gradient descent with small steps approaches it.
+# There is another closed form: gradient flow, which is $\eta \to 0$ at fixed $\tau = \eta t$, when all $a_i$ equal one vector $a$. Then $m' = 2\beta^2\|a\|^2\sigma(-m)$, so $m+e^m = 1+2\beta^2\|a\|^2\tau$. The margin is linear in $\tau$ at the start
+# and logarithmic in the end. `theory.gradient_flow` solves the equation without overflow. The last three lines show that gradient descent with small steps approaches it.
 
 # %%
 for most in (0.1, 0.3, 1.0):
@@ -669,18 +673,18 @@ for count in (100, 1000, 10_000):
 # ```{prf:theorem} The certificate
 # :label: thm-certificate
 #
-# Let $\kappa \le 4$, $F(m) = \log2+\log\sigma(m)$, $f(\delta) = \log2-L(\delta)$ and $E_t$ as in {prf:ref}`thm-b`. For all $t \ge 1$:
+# Let $\kappa \le 4$, $F(m) = \log2+\log\sigma(m)$, $f(\delta) = \log2-L(\delta)$, and $E_t$ as in {prf:ref}`thm-b`. For all $t \ge 1$:
 #
 # 1. *Distance.* $\sqrt2\,(\|\delta^{\rm lin}_t\|-E_t) \le \|W_U(t)-W_U(0)\| \le \sqrt2\,(\|\delta^{\rm lin}_t\|+E_t)$.
 # 2. *Loss.* $f(\delta^{\rm lin}_t)-\frac\beta2\|\hat b\|E_t \;\le\; \log2-L_t \;\le\; f(\delta^{\rm lin}_t)+\frac\beta2\|\hat b\|E_t+\frac{\beta^2\lambda}2E_t^2$.
 # 3. *Reach.* For every $z$: $\;L_t \le L(z)+\dfrac{\|z\|^2}{\eta t}+\max\!\Big(0,\dfrac1{1-\kappa/4}-2\Big)\dfrac{\log2}{2t}$. The loss never increases.
 # 4. *Jensen.* $\log2-L_t \le F(\beta\|\hat b\|\,\|\delta_t\|)$.
-# 5. *Boundary.* If $2E_t < R = \|W_B+2\delta^{\rm lin}_t\|$, its angle with $\hat b$ is at most that of $W_B+2\delta^{\rm lin}_t$ plus $\arcsin(2E_t/R)$.
+# 5. *Boundary.* If $2E_t < R = \|W_B+2\delta^{\rm lin}_t\|$, the angle of the boundary $W_B+2\delta_t$ with $\hat b$ is at most the angle of $W_B+2\delta^{\rm lin}_t$ with $\hat b$ plus $\arcsin(2E_t/R)$.
 # 6. *Statements.* If $s_iW_B\cdot g_i+2a_i\cdot\delta^{\rm lin}_t > 2\|g_i\|E_t$, statement $i$ is answered as preferred.
 # ```
 #
 # ````{dropdown} Proof
-# 1, 5 and 6 are {prf:ref}`thm-b` and the triangle inequality, 4 is {prf:ref}`prop-loss-to-motion`.
+# 1, 5, and 6 follow from {prf:ref}`thm-b` and the triangle inequality, and 4 is {prf:ref}`prop-loss-to-motion`.
 #
 # *2.* $f$ is concave, with curvature at most $\beta^2\lambda$. The increment is $-\frac\eta2\nabla L(\delta_t)$, and by {prf:ref}`thm-a` increments do not grow, so on the path $\|\nabla f(\delta_t)\| \le \|\nabla f(0)\| = \frac\beta2\|\hat b\|$.
 # Expand at $\delta_t$, with $e_t = \delta_t-\delta^{\rm lin}_t$:
@@ -698,10 +702,10 @@ for count in (100, 1000, 10_000):
 # and $0 \le f_0-f_t \le \log2$. For $\kappa = 4$ it says nothing. ∎
 # ````
 #
-# `certificate` takes the best of these bounds at every step. For the distance it also uses the upper side of {prf:ref}`thm-a`, its saturation ({prf:ref}`prop-saturation`), and
-# {prf:ref}`prop-loss-to-motion`. For $z$ it uses points of the linear regime at other times. An upper bound on the loss at one step also holds at all later ones. The certificate needs the hidden states, the labels and $W_B$. **It runs no training.**
+# `certificate` takes the best of these bounds at every step. For the distance it also uses the upper bound of {prf:ref}`thm-a`, the saturation bound ({prf:ref}`prop-saturation`), and
+# {prf:ref}`prop-loss-to-motion`. For $z$ it uses points of the linear regime at other times. An upper bound on the loss at one step also holds at all later steps. The certificate needs the hidden states, the labels, and $W_B$. **It runs no training.**
 #
-# The cell writes out bounds 1 and 2 from the linear regime and $E_t$; the certificate is at least as sharp at every step.
+# The cell writes out bounds 1 and 2 from the linear regime and $E_t$, and asserts that the certificate is at least as sharp at every step.
 
 # %%
 how, m = dict(learning_rate=eta, beta=beta), 2 * beta * labels * (linear @ g.T)
@@ -724,7 +728,7 @@ assert low - 1e-12 <= true <= high + 1e-12
 # ### On real behaviors
 #
 # {numref}`fig-certificate` shows for every behavior the proven bounds (band) and what gradient descent then does (line). For tens of steps the bands are hardly wider than the lines. Then they open, first for the behavior
-# whose margins grow first: $E_t$ grows by what the margins could do in the worst case, and beyond its reach only {prf:ref}`thm-a` and the bounds 3 and 4 remain.
+# whose margins grow first, because $E_t$ grows by what the margins could do in the worst case. Where $E_t$ is too large to be useful, only {prf:ref}`thm-a` and the bounds 3 and 4 remain.
 
 # %%
 loss, true_loss = (np.log(2) - run[key] for key in ("fall", "true_fall"))
@@ -734,10 +738,10 @@ low, high = run["distance"].swapaxes(0, 1)
 assert (low <= run["true_distance"] * (1 + 1e-9)).all()
 assert (run["true_distance"] <= high * (1 + 1e-9)).all()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Proven bounds (bands) and gradient descent (lines): training loss and displacement against the step.", "name": "fig-certificate"}, "image": {"alt": "Two panels against the step on a log scale up to 1000, training loss left and displacement right, a line a behavior inside a band of the same color. For tens of steps the bands are as thin as the lines; far beyond they open and overlap."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss and displacement against step: proven bounds (bands), gradient descent (lines).", "name": "fig-certificate"}, "image": {"alt": "Two panels against the step on a log scale up to 1000, training loss left and displacement right, a line a behavior inside a band of the same color. For tens of steps the bands are as thin as the lines; far beyond they open and overlap."}}
 fig, panels = plt.subplots(1, 2, figsize=(6.8, 3.8))
 shown = {"training loss": (loss, true_loss)}
-shown["‖W(t) − W(0)‖"] = run["distance"], run["true_distance"]
+shown["displacement ‖W_U(t) − W_U(0)‖"] = run["distance"], run["true_distance"]
 for ax, (label, (bounds, true)) in zip(panels, shown.items(), strict=True):
     for k, behavior in enumerate(config.behaviors):
         style = dict(color=plots.color(behavior))
@@ -750,7 +754,7 @@ plots.legend_below(fig, panels[0])
 plt.show()
 
 # %% [markdown]
-# In JupyterLab the next cell has sliders for $\eta$ (as a share of the rule's), the horizon and the behavior, and a button that draws. Halve $\eta$ and double the steps: what changes?
+# In JupyterLab the next cell has controls for the behavior, for $\eta$ (*share*, relative to the $\eta$ of the rule), and for the number of steps (*horizon*), and a button that draws. Halve $\eta$ and double the steps: what changes?
 
 # %% tags=["nbval-ignore-output", "not-stored", "remove-output"]
 from ipywidgets import interact_manual
@@ -775,8 +779,8 @@ _ = interact_manual(
 )
 
 # %% [markdown]
-# The table shows the boundary at some steps, as proven / true: the lower bound of the cosine with $\hat b$ and the true cosine, and the share of statements proven to be answered as
-# preferred and the true share. NaN means that nothing is proven.
+# The table shows the boundary at some steps. A cell has the proven lower bound / the true value. The rows *cos* are the cosine of the boundary with $\hat b$, and the rows *right* are the share of statements that are answered as
+# preferred. NaN means that nothing is proven.
 
 # %%
 assert (run["proven"] <= run["right"] + 1e-12).all()
@@ -792,7 +796,7 @@ display(pd.DataFrame(table, names).T)
 # %% [markdown]
 # ### The order of Figure 3, proven
 #
-# Two certificates whose loss bounds do not overlap prove which of two behaviors has the lower loss. A cell of the table is the last step up to which, from step 1 on,
+# If the loss bounds of two certificates do not overlap, they prove which of the two behaviors has the lower loss. A cell of the table is the last step up to which, from step 1 on,
 # **the loss of the column's behavior is proven to be below the loss of the row's behavior**. A dot is 0, and 1000 is the end of the computation.
 
 # %%
@@ -819,14 +823,16 @@ text += f"{known['certain']}. By the speed limit alone it is proven for "
 display(Markdown(text + known["certain_by_limit"] + "."))
 
 # %% [markdown]
-# What exactly does this prove? For a pair whose order is proven for the whole run, the order of the two curves of Figure 3 is, for full-batch gradient descent, no longer an observation but **a theorem about these hidden states**: gradient descent on all training statements,
-# with this reference, this $\eta$ and $\beta$, must produce it (up to the rounding of float64). (Whether the order matches the paper's numbering of the five is another question, claim F3o.) The second sentence above shows why Theorem B is needed: the lower side of the speed
-# limit loses a term that grows like $\kappa\kappa_b^2t^3$, and at the $\kappa$ of this learning rate the bound is useless within a few steps.
+# What exactly does this prove? Take a pair whose order is proven for the whole run. For full-batch gradient descent, the order of its two curves of Figure 3 is no longer an observation but **a theorem about these hidden states**. Gradient descent on all training statements,
+# with this reference and these $\eta$ and $\beta$, must produce it (up to the rounding of float64). Whether the order matches the paper's numbering of the five behaviors is another question, claim F3o.
+#
+# The second sentence above shows why Theorem B is needed: the lower bound of the speed
+# limit loses a term that grows like $\kappa\kappa_b^2t^3$. At the $\kappa$ of this learning rate the bound is useless within a few steps.
 #
 # ### Break it: what is not covered
 #
-# The certificate is about gradient descent on the training statements. Stochastic gradient descent does not follow that path, and held-out statements are different statements. The cell trains by SGD as in
-# {ref}`case-study` and counts the steps at which the loss lies outside the proven bounds. (Above $\kappa = 4$ `certificate` stops with a one-line error that says so.)
+# The certificate is about gradient descent on the training statements. Stochastic gradient descent does not follow that path, and held-out statements are different statements. The cell trains by gradient descent (*full*) and by SGD as in
+# {ref}`case-study`, and counts the share of steps at which the loss lies outside the proven bounds. (Above $\kappa = 4$ `certificate` stops with a one-line error that says so.)
 
 # %%
 everyone = [records.states(behavior) for behavior in config.behaviors]
@@ -844,11 +850,11 @@ for sampling in ("full", "balanced", "uniform"):
 # %% [markdown]
 # ## What was shown
 #
-# - {prf:ref}`thm-4-2` applies to hard behaviors only, certifies a gain of at most $(1-\phi)^2/156$, and is false as printed: for few statements, for $\phi$ near 1, and for $\phi$ near $-1$. {prf:ref}`prop-4-2-repaired` is what its proof gives.
+# - {prf:ref}`thm-4-2` applies only to behaviors that are hard to distinguish, and certifies a gain of at most $(1-\phi)^2/156$. It is false as printed: for few statements, for $\phi$ near 1, and for $\phi$ near $-1$. {prf:ref}`prop-4-2-repaired` is what its proof gives.
 # - {prf:ref}`thm-4-3` is empty ({prf:ref}`prop-empty`).
-# - {prf:ref}`thm-4-2-prime`, {prf:ref}`thm-4-3-prime` and {prf:ref}`prop-speed-limit` hold for any data and can be evaluated. {prf:ref}`thm-b` and {prf:ref}`thm-certificate` bound a run of gradient descent from both sides without running it.
+# - {prf:ref}`thm-4-2-prime`, {prf:ref}`thm-4-3-prime`, and {prf:ref}`prop-speed-limit` hold for any data and can be evaluated. {prf:ref}`thm-b` and {prf:ref}`thm-certificate` bound a run of gradient descent from both sides without running it.
 #
-# The verdicts are computed by the tests of `claims.yml`; the threshold of T3c is this book's choice. All four outcomes followed from the derivations above before they were computed.
+# The verdicts are computed by the tests of `claims.yml`. The threshold of T3c is this book's choice. All four outcomes followed from the derivations above before we computed them.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("04_learning_guarantees", records)))
@@ -859,7 +865,7 @@ display(Markdown(claims.table("04_learning_guarantees", records)))
 # ```{exercise}
 # :label: ex-opposite
 #
-# Show that {prf:ref}`thm-4-2` fails for $\phi = -1$ at *every* $d$ and $v$ it admits with $\Delta = 0$, $\beta' = 1$ and $\|W_B\| = 1$, at $t = 1$ and for every $\eta$ with $t_{\max} \ge 1$, whatever the states are, as long as $\|\hat b\| \le 2$.
+# Let $\phi = -1$, $\Delta = 0$, $\beta' = 1$, $\|W_B\| = 1$, and $\|\hat b\| \le 2$. Show that {prf:ref}`thm-4-2` then fails at $t = 1$, at *every* $d$ and $v$ that it admits, for every $\eta$ with $t_{\max} \ge 1$, and for any states.
 # ```
 #
 # ```{solution} ex-opposite
@@ -872,7 +878,7 @@ display(Markdown(claims.table("04_learning_guarantees", records)))
 # ```{exercise}
 # :label: ex-cap
 #
-# The cap $(1-\phi)^2/156$ uses $13$. What is the cap of {prf:ref}`prop-4-2-repaired`, with its constants 6.1 and 1152? What limits it then?
+# The cap $(1-\phi)^2/156$ uses $13$. What is the cap of {prf:ref}`prop-4-2-repaired`, with its constants 6.1 and 1152? What limits the gain then?
 # ```
 #
 # ```{solution} ex-cap
@@ -885,7 +891,7 @@ display(Markdown(claims.table("04_learning_guarantees", records)))
 # ```{exercise}
 # :label: ex-flow
 #
-# Divide $\eta$ by 10 and take 10 times as many steps. Does the order of two behaviors stay proven for longer, in units of $\eta t$? Run it, and explain with {prf:ref}`thm-b`.
+# Divide $\eta$ by 10 and take 10 times as many steps. Is the order of two behaviors proven for a longer time, in units of $\eta t$? Run it, and explain the result with {prf:ref}`thm-b`.
 # ```
 #
 # ````{solution} ex-flow
@@ -913,7 +919,7 @@ display(Markdown(claims.table("04_learning_guarantees", records)))
 # ```{exercise}
 # :label: ex-kappa
 #
-# For which $\kappa$ does the last term of bound 3 vanish, and why must something like it be there for larger $\kappa$?
+# For which $\kappa$ does the last term of bound 3 of {prf:ref}`thm-certificate` vanish? Why is a term of this kind needed for larger $\kappa$?
 # ```
 #
 # ```{solution} ex-kappa
@@ -922,6 +928,13 @@ display(Markdown(claims.table("04_learning_guarantees", records)))
 # For $\kappa \le 2$. Then a step does not overshoot in any direction, $I-\frac\eta2\nabla^2L$ has only eigenvalues between 0 and 1, and descent is at least as good as the bound of gradient flow. For $\kappa$ near 4 it may jump back and forth across a valley and gain almost nothing in a step,
 # while $L(z)+\|z\|^2/(\eta t)$ decreases as before.
 # ```
+#
+# **To try.**
+#
+# - `papermill notebooks/04_learning_guarantees.ipynb out.ipynb -p learning_rate 1.0`: a tenth of the rule's $\eta$ at the book tier. For how many steps are the bands of {numref}`fig-certificate` as thin as the lines now, and
+#   how many in units of $\eta t$?
+# - `papermill notebooks/04_learning_guarantees.ipynb out.ipynb -p steps 300`: the table of *The order of Figure 3, proven* stays the same. For how many pairs is the order proven over the whole run of 300 steps?
+# - `papermill notebooks/04_learning_guarantees.ipynb out.ipynb -y 'behaviors: [subscribes-to-Islam, subscribes-to-Buddhism]'`: the two recorded behaviors with the longest $b$. Up to which step is their order proven?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.provenance()))

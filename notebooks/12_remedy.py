@@ -12,16 +12,17 @@
 #
 # **You will see** the obvious answer to unequal priorities: weight the behaviors of a mixture so
 # that the first step improves all of them equally. You will see when this is possible and when it is
-# not, with proof; what it costs; and what it does over a whole run to the two pairs of Figure 5, for the last layer,
-# where it is exact, and for all parameters, where it is a heuristic.
+# not, with proof, and what it costs. Then you will see what it does over a whole run to the two pairs of
+# Figure 5. For the last layer it is exact; for all parameters it is a heuristic.
 #
 # **It takes** fifteen minutes to read. The recorded runs are replayed in half a minute; computing them anew
 # takes about an hour on two cores. **It needs** nothing to replay, and the data to train
 # ({ref}`how-to-run`). Read {ref}`priorities` and {ref}`full-finetuning` first.
 #
-# {cite:t}`im2024understanding` end with a wish: to shape the data so that DPO prioritizes what
-# we would. They do not try it, so what follows goes beyond the paper, and no row of the scorecard
-# depends on it. We fixed the arms, measures, learning rates and seeds before running anything:
+# {cite:t}`im2024understanding` end with a wish: to shape the data so that DPO learns first what we
+# want it to learn first. They do not try it, so what follows goes beyond the paper, and no row of the
+# scorecard depends on it. We fixed the arms, measures, learning rates, and seeds before running anything.
+# There are four arms:
 #
 # - *as it is*: every statement has the same weight;
 # - *reweighted*: behavior $j$ has the weight $w_j$ in the loss, computed once, before training;
@@ -29,9 +30,10 @@
 #   there are, and training is as usual;
 # - *solved at every step*: $w$ is computed anew before each step (last layer only).
 #
-# For each arm we report the gap between the highest and the lowest held-out loss of the behaviors, averaged over the
-# steps; the mean loss of all behaviors; and the losses of the behaviors with the shortest and the
-# longest difference of means separately, because a gap can be closed from either side.
+# For each arm we report three measures. The first is the gap between the highest and the lowest held-out loss
+# of the behaviors, averaged over the steps. The second is the mean loss of all behaviors. The third is the
+# loss of the behavior with the shortest and of the behavior with the longest difference of means, separately,
+# because a gap can be closed from either side.
 
 # %% tags=["parameters"]
 tier = "book"
@@ -77,8 +79,8 @@ display(Markdown(records.header()))
 # $$b_a\cdot\bar b_w = (Kw)_a, \qquad K_{ab} = b_a\cdot b_b .$$
 #
 # ({ref}`priorities` had $w_a = n_a/N$. Here both sides of a group have the same weight, so its signed mean
-# $\hat b_a$ equals the difference of means $b_a$.) Call $(Kw)_a$ the *improvement* of group $a$. To maximize the smallest improvement
-# is a linear program: find the largest $t$ for which some $w$ has $(Kw)_a \ge t$ for all $a$.
+# $\hat b_a$ equals the difference of means $b_a$.) Call $(Kw)_a$ the *improvement* of group $a$. Maximizing the
+# smallest improvement is a linear program: find the largest $t$ for which some $w$ has $(Kw)_a \ge t$ for all $a$.
 # Let $v = \max_w\min_a\,(Kw)_a$ be its value.
 #
 # ```{prf:theorem} Equal first steps
@@ -130,13 +132,13 @@ display(Markdown(records.header()))
 #
 # So conflict is not the obstacle. It makes $c$ small, but two groups that conflict
 # can always be improved equally, if only by a little. A pair cannot be balanced if
-# the long vector's projection on the short one's direction exceeds the short vector: whatever the weights, the long group then
-# improves more.
+# the long vector's projection on the short one's direction exceeds the short vector. Then the long group
+# improves more, whatever the weights.
 #
 # At the boundary of this condition several weights can attain the maximum. With $K = \begin{pmatrix}4&2\\2&2\end{pmatrix}$, $w = (1, 0)$ gives
 # the improvements $(4, 2)$ and $w = (0, 1)$ gives $(2, 2)$. The linear program alone does not choose between them.
 #
-# To check, we solve the linear program for five hundred random mixtures of two to five groups. Its unknowns are $w$ and $t$:
+# To check the theorem, we solve the linear program for five hundred random mixtures of two to five groups. Its unknowns are $w$ and $t$:
 
 
 # %%
@@ -189,10 +191,10 @@ for angle in (150, 90, 71, 70, 30):
 # Below that angle all the weight goes to the longer group: its statements improve the shorter group more than
 # the shorter group's own statements do.
 #
-# There is another way to the same weights. By the proof, where the first step can be equal, $\bar b_{w^*}$
-# is the *shortest* vector of the convex hull, the solution of a quadratic program. This is the direction of
-# multiple-gradient descent {cite:p}`desideri2012multiple`. Where the first step cannot be equal, the two differ, and the
-# linear program has the larger smallest improvement.
+# There is another way to the same weights. By the proof, if the first step can be equal, then $\bar b_{w^*}$
+# is the *shortest* vector of the convex hull, which is the solution of a quadratic program. This is the direction of
+# multiple-gradient descent {cite:p}`desideri2012multiple`. If the first step cannot be equal, the two programs have
+# different solutions, and the smallest improvement is larger for the linear program.
 
 # %% [markdown]
 # (ev-ours)=
@@ -200,9 +202,10 @@ for angle in (150, 90, 71, 70, 30):
 #
 # Equal improvement is one goal among others. Let $r_a > 0$ be how much we want group $a$ to improve,
 # relative to the others. Replace $b_a$ by $b_a/r_a$ in the theorem: $(Kw)_a = c\,r_a$ for all $a$ is possible
-# if and only if $K^{-1}r \ge 0$ (independent groups). The unknowns of the program are then
+# if and only if $K^{-1}r \ge 0$ (linearly independent groups). The unknowns of the program are then
 # $r_aw_a$: it normalizes $\sum_a r_aw_a = 1$, and we rescale $w$ to $\sum_a w_a = 1$. For the first pair of Figure 5
-# we ask for equal improvements, then for twice as much for the first behavior, then for the second:
+# the cell computes the weights for equal improvements, then for an improvement twice as large for the first
+# behavior, then for the second:
 
 # %%
 b = priorities.differences(records, together["(a)"])
@@ -220,9 +223,12 @@ for wanted in ((1, 1), (2, 1), (1, 2)):
 #
 # We solve the program for the two pairs of Figure 5, and for all their behaviors together, from
 # the training statements before training. Under this model the lengths in pair (b) differ far more
-# than those in pair (a), so (b) has the larger gap ({ref}`priorities`); the paper says this of
-# (a). The *increase* is that of the logit difference at the first step, in nats: before, for the weights
-# $w$, and for weights proportional to $1/\|b_j\|^2$, which would be the solution if all behaviors
+# than the lengths in pair (a), so (b) has the larger gap ({ref}`priorities`). The paper says this of
+# (a).
+#
+# In the table, an *increase* is the increase of the logit difference at the first step, in nats. It is given
+# for three choices of weights: the weights before (proportional to the numbers of statements), the weights $w$
+# of the program, and weights proportional to $1/\|b_j\|^2$, which would be the solution if all behaviors
 # were orthogonal.
 
 # %%
@@ -249,17 +255,18 @@ table = pd.DataFrame(plan, columns).T.rename_axis(["mixture", "behavior"])
 table.round(4)
 
 # %% [markdown]
-# *seen* is how often a statement occurs, on average, when the mixture is resampled. Below 1,
-# statements are left out. Above 1, some are repeated. Weights in the loss leave out nothing. This, and rounding to whole statements, is where
-# the two arms differ.
+# *seen* is how often a statement occurs, on average, when the mixture is resampled. Below 1, some statements
+# are left out. Above 1, some are repeated. Weights in the loss leave out nothing. The two arms differ in this,
+# and in the rounding to whole statements.
 
 # %% [markdown]
 # (ev-remedy-head)=
 # ## The last layer
 #
-# We run gradient descent on all training statements, from the same start, at the same learning rate and
-# with the same number of steps in every arm. One step moves $\delta$ by $\frac{\eta\beta}4\sum_a w_ab_a(t)$, where $b_a(t)$ is the sum over the two sides of the
-# mean of $2\sigma(-m_i)s_ig_i$; at $t = 0$ this is $b_a$. The cells train pair (a) plainly and compare with the recorded run:
+# We run gradient descent on all training statements, from the same start, at the same learning rate, and
+# with the same number of steps in every arm. One step moves $\delta$ by $\frac{\eta\beta}4\sum_a w_ab_a(t)$. Here
+# $b_a(t)$ is the sum over the two sides of the mean of $2\sigma(-m_i)s_ig_i$; at $t = 0$ it is $b_a$. The cells
+# write out the training of pair (a) and compare with the recorded run:
 
 
 # %%
@@ -314,7 +321,7 @@ assert np.allclose(held_out_losses(path), resampled, atol=1e-6)
 # %% [markdown]
 # {numref}`fig-remedy-head` shows the losses of both pairs as they are and reweighted.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: held-out loss of each behavior of the two pairs, as it is (dashed) and reweighted for an equal first step (solid).", "name": "fig-remedy-head"}, "image": {"alt": "Two panels, one a pair, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both reweighted, solid."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: held-out loss against step, as it is (dashed), reweighted (solid).", "name": "fig-remedy-head"}, "image": {"alt": "Two panels, one a pair, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both reweighted, solid."}}
 fig, axes = plt.subplots(1, 2, figsize=(6.8, 4.4), sharey=True)
 for ax, letter in zip(axes, ("(a)", "(b)"), strict=True):
     arms = remedy.head(records, letter)
@@ -329,7 +336,9 @@ axes[0].set_ylabel("held-out loss")
 plt.show()
 
 # %% [markdown]
-# {numref}`fig-remedy-gap` shows the gap alone, for all arms, on a logarithmic axis.
+# {numref}`fig-remedy-gap` shows the gap, the highest less the lowest held-out loss of the behaviors of a mixture,
+# for all arms, on a logarithmic axis. For resampled mixtures the line is the median and the band the 5 to 95 %
+# range over draws.
 
 
 # %%
@@ -343,7 +352,7 @@ gaps = {
     for letter in together
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: highest less lowest held-out loss of the behaviors of a mixture; for resampled mixtures the median and the 5 to 95 % range over draws.", "name": "fig-remedy-gap"}, "image": {"alt": "Three panels, one a mixture, of the gap between the losses of its behaviors against step on a logarithmic axis, with one curve each for the mixture as it is, reweighted, resampled with a band, and with weights solved for at every step."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: gap of the held-out losses against step, in four arms.", "name": "fig-remedy-gap"}, "image": {"alt": "Three panels, one a mixture, of the gap between the losses of its behaviors against step on a logarithmic axis, with one curve each for the mixture as it is, reweighted, resampled with a band, and with weights solved for at every step."}}
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), sharey=True)
 for ax, (letter, arms) in zip(axes, gaps.items(), strict=True):
     for arm, values in arms.items():
@@ -354,9 +363,11 @@ plots.legend_below(fig, axes[0], ncols=4)
 plt.show()
 
 # %% [markdown]
-# The tables give the numbers on the training statements, which the theorem is about, and on the held-out ones.
-# *Longest leads* is the share of steps at which the behavior with the longest $b$ has a lower loss
-# than the behavior with the shortest. For several draws: median, and range in parentheses.
+# The table gives the numbers on the training statements, which the theorem is about, and on the held-out statements.
+# *Mean gap* and *mean loss* are means over the steps. *Longest leads* is the share of steps at which the behavior
+# with the longest $b$ has a lower loss than the behavior with the shortest $b$. *Shortest, at the end* and *longest, at
+# the end* are the losses of these two behaviors at the last step. For several draws we give the median, and the range
+# in parentheses.
 
 
 # %%
@@ -409,10 +420,10 @@ rows = {
 display(as_table(rows))
 
 # %% [markdown]
-# The next table compares each arm with the mixture as it is: the factor by which the gap changes, and the changes of the
-# mean losses of the behaviors at either end, and of all behaviors. If a gap closes because the short behavior
-# gains, the second column is negative. If it closes because the long behavior is slowed down, the
-# third column is positive.
+# The next table compares each arm with the mixture as it is. It has the factor by which the mean gap changes (*times*), and
+# the changes of the mean loss of the behavior with the shortest $b$, of the behavior with the longest $b$, and of all. If a gap
+# closes because the short behavior gains, the second column is negative. If it closes because the long behavior is
+# slowed down, the third column is positive.
 
 
 # %%
@@ -437,14 +448,14 @@ rows = {
 display(as_table(rows))
 
 # %% [markdown]
-# For the last layer the remedy works, and not at the first step alone: over the whole run the gap is
-# a few hundredths of what it was, on the training statements and on the held-out ones. Drawing
+# For the last layer the remedy works, and not only at the first step. Over the whole run the gap is
+# a few hundredths of what it was, on the training statements and on the held-out statements. Resampling
 # statements does almost as well as weighting them. Which behavior is then ahead depends on the
 # sample.
 #
 # The remedy levels down more than up. In every mixture the behavior with the longest $b$ is slowed down by more
 # than the behavior with the shortest is sped up, and the mean loss of all is higher than before, as part 2 of
-# {prf:ref}`thm-equal` says for the first step. The effect is small in pair (a), whose vectors differ little.
+# {prf:ref}`thm-equal` says for the first step. The effect is small in pair (a), whose vectors differ little in length.
 # In pair (b), where nearly all the weight goes to the short behavior, the long one loses more than
 # five times what the short one gains.
 
@@ -453,12 +464,12 @@ display(as_table(rows))
 # ### Solving again at every step
 #
 # The theorem holds for one step. Later the margins differ, each statement contributes in proportion to $\sigma(-m)$,
-# and the direction that improves a group is no longer $b_a$. The last arm solves again before every step. Its
-# vectors are $b_a(t) = -\frac4\beta\nabla L_a$, so for small steps all *losses* decrease equally. If
-# priorities hardly change, its weights ({numref}`fig-remedy-weights`) stay where they start, and it
+# and the direction that improves a group is no longer $b_a$. The last arm solves the program again before every step.
+# Its vectors are $b_a(t) = -\frac4\beta\nabla L_a$, so for small steps all *losses* decrease equally. If
+# priorities hardly change, its weights ({numref}`fig-remedy-weights`) stay where they start, and the arm
 # gains nothing over weights that were computed once.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: the weights of the behaviors, solved for at every step.", "name": "fig-remedy-weights"}, "image": {"alt": "Three panels, one a mixture, of the weight of each of its behaviors against step of training."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: weight of each behavior against step, solved for at every step.", "name": "fig-remedy-weights"}, "image": {"alt": "Three panels, one a mixture, of the weight of each of its behaviors against step of training."}}
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), sharey=True)
 for ax, (letter, behaviors) in zip(axes, together.items(), strict=True):
     used = remedy.head_run(records, behaviors).arrays["weights"]
@@ -471,22 +482,23 @@ plots.legend_below(fig, axes[2])
 plt.show()
 
 # %% [markdown]
-# The weights stay: priorities hardly change while the loss decreases this far. On the training statements,
+# The weights hardly move: priorities hardly change while the loss decreases this far. On the training statements,
 # from which it computes the weights, the last arm closes most of the remaining gap. On held-out statements it is
-# better than weights computed once in only one mixture of the three. The gap that remains there is the difference between two
-# samples of statements, which no weights can remove.
+# better than weights computed once in only one of the three mixtures. The gap that remains on held-out statements is the
+# difference between two samples of statements, which no weights can remove.
 
 # %% [markdown]
 # (ev-remedy-full)=
 # ## All parameters
 #
 # Now we train as in {ref}`full-finetuning`: AdamW, one epoch, every parameter. Two things
-# differ from the theorem. The gradients that would have to be balanced are those of all
-# parameters, not of the last layer alone; and AdamW divides by their size. We still use the weights
-# of the last layer, since they are known before training, so the theorem promises nothing here.
+# differ from the theorem. We would have to balance the gradients of all parameters, not of the last layer
+# alone. And AdamW divides gradients by their size. So the theorem promises nothing here. We still use the
+# weights $w$ computed for the last layer, since they are known before training.
 #
-# We resample the mixture: the same number of statements, so the same number of steps. Half of the statements of each behavior are
-# from either side. The table shows what is drawn:
+# We resample the mixture. The number of statements stays the same, and so does the number of steps. Half of the
+# statements of each behavior are from either side. The table shows how many statements are available, how many are
+# drawn, and how many of these are different:
 
 # %%
 rates = full_finetuning.rates(records, beta)
@@ -499,15 +511,15 @@ for letter in ("(a)", "(b)"):
         statements = int(records.states(behavior).train.sum())
         assert counts[1] <= min(counts[0], statements)
         rows[letter, plots.short(behavior, 48)] = [statements, *counts]
-columns = ["statements", "drawn", "different ones"]
+columns = ["statements", "drawn", "different statements drawn"]
 table = pd.DataFrame(rows, columns).T.rename_axis(["mixture", "behavior"])
 display(table)
 
 # %% [markdown]
-# The runs on the mixtures as they are belong to {ref}`full-finetuning`. {numref}`fig-remedy-full` shows both arms, each
-# with one seed, the same for both.
+# The runs on the mixtures as they are belong to {ref}`full-finetuning`. {numref}`fig-remedy-full` shows both arms. Each
+# has one seed, the same for both.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "All parameters: held-out loss of each behavior of the two pairs, as it is (dashed) and resampled (solid).", "name": "fig-remedy-full"}, "image": {"alt": "A grid of panels, one a pair and learning rate, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both resampled, solid."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "All parameters: held-out loss against step, as it is (dashed), resampled (solid).", "name": "fig-remedy-full"}, "image": {"alt": "A grid of panels, one a pair and learning rate, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both resampled, solid."}}
 full = remedy.everything(records)
 shape = dict(figsize=(6.8, 2.9 * len(rates) + 1.6), sharey=True, squeeze=False)
 fig, axes = plt.subplots(len(rates), 2, **shape)
@@ -537,13 +549,13 @@ changes = {
 display(as_table(outcomes), as_table(changes))
 
 # %% [markdown]
-# The first table shows the outcome, the second what resampling changed: the gap, and from which
+# The tables are as above. The first shows the outcome. The second shows what resampling changed: the gap, and from which
 # side it moved. The remedy helps little here.
 #
 # In pair (a) the gap decreases to between a half and three quarters of what it was, and from
 # one side only: the behavior with the longest $b$ learns more slowly, and the other one no faster. In
-# pair (b), where only a few dozen statements of the long behavior are left, the weights overshoot: now the long
-# behavior falls behind, at both rates, and the gap is wider than before. The short behavior gains less
+# pair (b) only a few dozen statements of the long behavior are left, and the weights overshoot. Now the long
+# behavior falls behind, at both learning rates, and the gap is wider than before. The short behavior gains less
 # than a tenth of what the long one loses.
 #
 # When all parameters are trained, the vectors from which we computed the weights do not determine the speed by
@@ -552,10 +564,10 @@ display(as_table(outcomes), as_table(changes))
 # %% [markdown]
 # ## What was shown
 #
-# - Weights for an equal first step solve a small linear program. They exist exactly where the foot
-#   of the perpendicular lies in the convex hull: for a pair, where the longer vector's projection on the shorter
-#   one's direction does not exceed the shorter vector.
-# - Where they exist, no weights do more for the group that gains least. The price is a smaller mean improvement.
+# - Weights for an equal first step solve a small linear program. They exist exactly if the foot
+#   of the perpendicular from 0 lies in the convex hull. For a pair this means that the longer vector's projection
+#   on the shorter one's direction does not exceed the shorter vector.
+# - If they exist, no other weights give a larger smallest improvement. The price is a smaller mean improvement.
 # - In the last layer the gap is a few hundredths of what it was, over the whole run (for resampled
 #   mixtures, in the median). With all parameters trained, the same weights close less than half of the gap
 #   in one pair, and overshoot in the other. The fast behavior is slowed down, and the slow one gains little
@@ -569,8 +581,8 @@ display(as_table(outcomes), as_table(changes))
 # ```{exercise} Which priorities are possible?
 # :label: ex-remedy-cone
 #
-# Two groups, $\varrho = \|b_1\|/\|b_2\|$, at an angle $\vartheta < 90°$. Which ratios $r_1/r_2$ of
-# the improvements are possible with suitable weights? And at an angle above 90°?
+# Two groups have $\varrho = \|b_1\|/\|b_2\|$ and an angle $\vartheta < 90°$. Which ratios $r_1/r_2$ of
+# their improvements are possible with suitable weights? Which are possible at an angle above 90°?
 # ```
 #
 # ````{solution} ex-remedy-cone
@@ -585,10 +597,12 @@ display(as_table(outcomes), as_table(changes))
 #
 # **To try.**
 #
-# - `mixtures.max_min_weights(b @ b.T, np.array([1, 3]))` gives priorities of your own, for pair (a). Run
-#   `descend` with these weights, and see how long they last.
-# - `papermill notebooks/12_remedy.ipynb out.ipynb -p steps 1000`: the last layer trained on. Does
-#   the gap come back?
+# - Give pair (a) priorities of your own: after `b = priorities.differences(records, together["(a)"])`,
+#   `w = mixtures.max_min_weights(b @ b.T, np.array([1, 3]))`. Train with
+#   `path, _ = descend(*data_of_a, lambda _: w, config.steps)` and look at `held_out_losses(path)`. For
+#   how long does the second behavior improve three times as much as the first?
+# - `papermill notebooks/12_remedy.ipynb out.ipynb -p steps 1000`: the last layer is trained ten times as
+#   long. Does the gap come back?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.provenance()))
