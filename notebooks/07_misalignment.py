@@ -279,14 +279,14 @@ for arm, label in enumerate(misalignment.LABELS):
 pd.DataFrame(table, index=words)
 
 # %% [markdown]
-# *Faster, and hardly later.* The aligned model starts far on the other side. Its gap has to change
-# by tens of nats before its answers change; the base model's gap is close to zero. Yet the aligned
-# model reaches three quarters of flipped held-out answers only a few steps later in the median. In
-# some runs it gets there sooner. In one run, of the least distinguishable behavior, it does not get
-# there within the epoch. This is what the lead in loss means for the answers: the aligned model has
-# further to go, but it moves so much faster that alignment buys little delay. (One half is not a
-# useful threshold: a model that gives all statements the same answer has already reached it, and
-# both kinds of run pass through that state.)
+# *Faster, and hardly later.* The aligned model starts far from the flipped answers. Its gap has to
+# change by tens of nats before its answers change; the base model's gap is close to zero. Yet the
+# aligned model reaches three quarters of flipped held-out answers only a few steps later in the
+# median. In some runs it gets there sooner. In one run, of the least distinguishable behavior, it
+# does not get there within the epoch. This is what the lead in loss means for the answers: the
+# aligned model has further to go, but it moves so much faster that alignment buys little delay.
+# (One half is not a useful threshold: a model that gives all statements the same answer has already
+# reached it, and both kinds of run pass through that state.)
 #
 # With the base model as reference the loss starts high and falls steeply, but gap and accuracy
 # change much as they do with the other reference. So a figure that shows only losses has to name
