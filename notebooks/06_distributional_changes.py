@@ -422,7 +422,9 @@ clean = np.reshape(
     clean, (len(runs), 2, 2)
 )  # run; all, held out; before, after
 table = {"all": arrows("‖b̂‖"), "held-out": arrows("‖b̂‖", 1)}
-for part, name in enumerate(("all, noise subtracted", "held-out, noise subtracted")):
+for part, name in enumerate(
+    ("all, noise subtracted", "held-out, noise subtracted")
+):
     table[name] = [f"{a:.3g} → {b:.3g}" for a, b in clean[:, part]]
 pd.DataFrame(table, index=index)
 
