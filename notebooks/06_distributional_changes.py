@@ -10,13 +10,14 @@
 # (distributional-changes)=
 # # What training does to hidden states
 #
-# **You will see** the hidden states of five behaviors before and after full fine-tuning. First as
-# pictures, fitted in two ways, and what neither can show. Then as numbers in the original space: how
-# far apart are the two sides, how wide is each, and which ratio of the two is meaningful? Finally, does a linear
-# classifier find more than before, on statements that were not trained on?
+# **You will see** the hidden states of five behaviors before and after full fine-tuning. We first
+# look at pictures, fitted in two ways, and at what neither can show. Then we measure in the
+# original space: how far apart are the two sides (the statements that prefer Yes and those that
+# prefer No), how wide is each, and which ratio of width to distance is meaningful? Finally, does a
+# linear classifier find more than before, on statements that were not trained on?
 #
 # **It takes** twenty minutes to read and about a minute to run. **It needs** the recorded runs of
-# {ref}`full-finetuning`, which comes before it; nothing is trained here that is not trained there.
+# {ref}`full-finetuning`; read that page first. This page trains nothing else.
 #
 # This page follows §5.2 and Appendices D.2 and E of {cite:t}`im2024understanding`: Figures 8 and 20 to 26.
 #
@@ -63,13 +64,16 @@ display(Markdown(records.header()))
 # ## Two claims, and pictures
 #
 # §5.2 says of all behaviors that "the positive and negative examples generally become more
-# distinguishable after DPO, and their distributions are more concentrated as their ratios of variance
-# to distinguishability are reduced". The evidence is one pair of pictures per behavior: before and
-# after. The captions do not say how they were made. Figure 2 has UMAP {cite:p}`mcinnes2018umap`, so we use UMAP. But
-# what should it be fitted to, each cloud by itself or both at once?
+# distinguishable after DPO, and their distributions are more concentrated as their ratios of
+# variance to distinguishability are reduced". The evidence is one pair of pictures per behavior:
+# before and after. The captions do not say how they were made. Figure 2 uses UMAP
+# {cite:p}`mcinnes2018umap`, so we use UMAP. The states before training form one cloud of points,
+# the states after training another. Should UMAP be fitted to each cloud by itself, or to both at
+# once?
 #
-# The states are those of all statements of a behavior, as in the paper, after one epoch on nine
-# tenths of them. `trained_run` of {ref}`full-finetuning` records what became of them.
+# As in the paper, we show all statements of a behavior. Training is one epoch on nine tenths of
+# them. `trained_run` of {ref}`full-finetuning` records the maps, and the statistics that this page
+# uses.
 
 # %%
 first = config.behaviors[0]
@@ -80,13 +84,14 @@ print(f"β = {config.beta:g}", {name: f"η = {x:g}" for name, x in rates.items()
 print({k: x.shape for k, x in next(iter(runs.values())).items()})
 
 # %% [markdown]
-# {numref}`fig-eight` gives each cloud a map of its own, {numref}`fig-eight-joint` one map to both. Green
-# marks statements where Yes is preferred. Compare the two: how much has training changed?
+# In {numref}`fig-eight` each cloud has a map of its own. In {numref}`fig-eight-joint` both share
+# one map. Green marks statements where Yes is preferred. Compare the two: how much has training
+# changed?
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Hidden states of the first behavior before and after training (the paper's Figure 8), each cloud fitted by itself.", "name": "fig-eight"}, "image": {"alt": "A scatter plot of hidden states flattened by UMAP before training, and one after training for each learning rate. Green discs are statements to be answered Yes, grey crosses those to be answered No."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the first behavior's hidden states, before and after training fitted separately (the paper's Figure 8).", "name": "fig-eight"}, "image": {"alt": "A scatter plot of hidden states flattened by UMAP before training, and one after training for each learning rate. Green discs are statements to be answered Yes, gray crosses those to be answered No."}}
 def draw(panels, ncols):
-    """One panel a title: points (n, 2), or (2, n, 2) with before in pale; labels."""
+    """One panel per title: points (n, 2), or before (pale), after (2, n, 2); labels."""
     nrows = -(-len(panels) // ncols)
     wide = 7.4 / max(ncols, 2)
     fig, axes = plt.subplots(
@@ -114,7 +119,7 @@ panels = {"before": (next(iter(own.values()))["separate"][0], labels)}
 panels |= {title: (run["separate"][1], labels) for title, run in own.items()}
 draw(panels, len(panels))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same states, before (pale) and after (strong), fitted together.", "name": "fig-eight-joint"}, "image": {"alt": "For each learning rate one scatter plot with the hidden states before training in pale and after training in strong colors, on one map. Most of the pale points lie apart from the strong ones."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the same states, before (pale) and after training (strong) fitted together.", "name": "fig-eight-joint"}, "image": {"alt": "For each learning rate one scatter plot with the hidden states before training in pale and after training in strong colors, on one map. Most of the pale points lie apart from the strong ones."}}
 draw(
     {k.replace("after", "both"): (x["joint"], labels) for k, x in own.items()},
     len(own),
@@ -125,16 +130,17 @@ draw(
 # ### What neither picture can show
 #
 # UMAP looks at the nearest neighbors of each statement. It measures their distances relative to how
-# far away the nearest ones are. So take the states before training and change them in two ways that we fully know:
+# far away the nearest ones are. To see what this hides, we take the states before training and
+# change them in two known ways:
 #
-# - All states become **four times as long**. Distinguishability is four times as large, the variance
-#   sixteen times.
-# - All states are **shifted by one vector**. Nothing that either claim is about has changed.
+# - All states become **four times as long**. Distinguishability is then four times as large, and
+#   the variance sixteen times as large.
+# - All states are **shifted by one vector**. This changes nothing that the two claims are about.
 
 
 # %%
 def measured(g, labels):
-    """‖b̂‖, ‖Σ̂‖ and Tr Σ̂ of states g (n, d), the larger of the two sides."""
+    """‖b̂‖ of states g (n, d), and the larger ‖Σ̂±‖ and Tr Σ̂± of the two sides."""
     sides = [g[labels == side] for side in (1, -1)]
     b = sides[0].mean(0) - sides[1].mean(0)
     covariances = [np.cov(rows.T, bias=True) for rows in sides]  # (d, d)
@@ -147,34 +153,34 @@ g = states[first].g
 print(f"‖b̂‖ {b_norm:.2f} → {larger[0]:.2f}")
 print(f"‖Σ̂±‖ {variance:.2f} → {larger[1]:.2f}")
 same, again = umap_2d(g), umap_2d(4 * g)
-print("the map of its own moves by", abs(again - same).max())
+print("from g to 4g, the map changes by at most", abs(again - same).max())
 assert np.array_equal(again, same)
 moved = umap_2d(np.concatenate([g, g + 1])).reshape(2, -1, 2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left the map of g, which is also the map of 4g; right g and g + c, fitted together.", "name": "fig-blind"}, "image": {"alt": "Two scatter plots. Left one cloud of green discs and grey crosses. Right two islands of the same shape and mixture, one pale and one strong."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of g, which equals UMAP of 4g (left); of g and g + c, fitted together (right).", "name": "fig-blind"}, "image": {"alt": "Two scatter plots. Left one cloud of green discs and gray crosses. Right two islands of the same shape and mixture, one pale and one strong."}}
 pictures = {"g, and 4g": same, "g (pale) and g + c (strong)": moved}
 draw({name: (points, labels) for name, points in pictures.items()}, 2)
 
 # %% [markdown]
-# A map fitted to one cloud cannot show that the cloud grew: the map of $4g$ equals the map of $g$, to the last digit. So
-# pictures side by side, each fitted by itself, are no evidence for a larger distance, nor against
-# it. One map for both can show motion. But a motion shared by all statements, which says nothing
-# about the preference, splits it into two islands ({numref}`fig-blind`, right). Within an island distances are
-# local again. The map shows whatever moved most.
+# A map fitted to one cloud cannot show that the cloud grew: the map of $4g$ equals the map of $g$,
+# to the last digit. So two pictures that are fitted separately are no evidence for or against a
+# larger distance. One map for both clouds can show motion. But a motion shared by all statements,
+# which says nothing about the preference, splits it into two islands ({numref}`fig-blind`, right).
+# Within an island distances are local again. The map shows whatever moved most.
 #
-# Neither map has axes, or distances that mean the same at two places. From here on we use no
-# coordinate of a picture.
+# The axes of a map have no meaning, and the same distance can mean different things at two places.
+# From here on we use no coordinates of a map.
 
 # %% [markdown]
 # (ev-measured-change)=
 # ## How far apart, how wide
 #
-# Everything the claims are about can be measured in the original space of $d$ dimensions. Write
-# $\hat b = \hat\mu_+ - \hat\mu_-$, so that $\|\hat b\|$ is the distinguishability. Write $\|\hat\Sigma\|$
-# for the larger of $\|\hat\Sigma_+\|$ and $\|\hat\Sigma_-\|$, the variance in the direction in which it
-# is largest. §5.2 does not define its variance, and prints no formula for its ratio. $\|\Sigma_\pm\|$
-# is what the theorems bound, and what the text after Theorem 4.2 calls variance. So we first read the paper's
-# ratio as
+# Everything that the claims are about can be measured in the original space of $d$ dimensions.
+# Write $\hat b = \hat\mu_+ - \hat\mu_-$, so that $\|\hat b\|$ is the distinguishability. Write
+# $\|\hat\Sigma\|$ for the larger of $\|\hat\Sigma_+\|$ and $\|\hat\Sigma_-\|$, the variance in the
+# direction in which it is largest. §5.2 does not define its variance, and prints no formula for its
+# ratio. The theorems bound $\|\Sigma_\pm\|$, and the text after Theorem 4.2 calls it variance. So
+# we first read the paper's ratio as
 #
 # $$q_1 = \frac{\|\hat\Sigma\|}{\|\hat b\|} .$$
 #
@@ -184,7 +190,7 @@ draw({name: (points, labels) for name, points in pictures.items()}, 2)
 
 # %%
 def spread(run):
-    """Each (2, 2): before and after training, all and held-out statements."""
+    """Statistics (2, 2) of a run: before and after training; all and held-out."""
     b, variance, trace = (
         np.asarray(run[what], np.float64)
         for what in ("apart", "covariance", "trace")
@@ -204,7 +210,8 @@ for (behavior, rate), run in runs.items():
     assert np.allclose(measured(s.g, s.labels), recorded, rtol=1e-4)
 
 # %% [markdown]
-# Before → after, for all statements of a behavior. A row is a run.
+# Each row of the table is a run. Entries are values before → after training, over all statements of
+# a behavior.
 
 # %%
 index = pd.MultiIndex.from_tuples(
@@ -214,7 +221,7 @@ index = pd.MultiIndex.from_tuples(
 
 
 def arrows(what, part=0, form=".3g"):
-    """Before → after, a string a run."""
+    """Before → after, one string per run."""
     values = [x[what][:, part] for x in found.values()]
     return [f"{old:{form}} → {new:{form}}" for old, new in values]
 
@@ -223,12 +230,13 @@ columns = ("‖b̂‖", "‖Σ̂‖", "q₁", "Tr Σ̂/‖b̂‖")
 pd.DataFrame({what: arrows(what) for what in columns}, index=index)
 
 # %% [markdown]
-# In how many of these runs does each quantity rise or fall, and by which factor, after over before?
+# In how many of these runs does each quantity rise or fall? By which factor, that is, after
+# training over before?
 
 
 # %%
 def factors(what):
-    """After over before, a value a run."""
+    """After over before, one value per run."""
     return np.array([x[what][1, 0] / x[what][0, 0] for x in found.values()])
 
 
@@ -249,10 +257,10 @@ pd.DataFrame(rows).T.rename_axis(f"{len(found)} runs")
 
 # %% [markdown]
 # Could the states simply have become longer? No: $g$ is the output of the final norm, so its length
-# is fixed up to the norm's gain, and AdamW moves a gain by about $\eta$ per step. What separates the means
-# is direction, and $\|\hat b\|$ can hardly exceed twice the length of a state. This also ties the two
-# claims together: the mean of $\|g\|^2$ over a side is
-# $\|\hat\mu_\pm\|^2 + {\rm Tr}\,\hat\Sigma_\pm$, so a side that spreads has a shorter mean.
+# is fixed up to the norm's gain, and AdamW moves a gain by about $\eta$ per step. The means
+# separate because the states change direction, and $\|\hat b\|$ can hardly exceed twice the length
+# of a state. The fixed length also ties the two claims together: the mean of $\|g\|^2$ over a side
+# is $\|\hat\mu_\pm\|^2 + {\rm Tr}\,\hat\Sigma_\pm$, so a side that spreads has a shorter mean.
 
 # %% [markdown]
 # (ev-two-ratios)=
@@ -274,9 +282,10 @@ pd.DataFrame(rows).T.rename_axis(f"{len(found)} runs")
 # For any hidden states of two sides with $\hat b \ne 0$:
 #
 # 1. If all states are multiplied by $c > 0$, then $q_1$ becomes $c\,q_1$; $q_2$ and $v$ do not change.
-# 2. If the part of every state along $\hat b$ is stretched by $c \ge 1$, $g \mapsto g + (c - 1)(\hat u\cdot g)\,\hat u$, then
-#    $v$ does not change, and every statement stays nearer to the same one of the two means; $q_2$ does not rise; and $q_1$
-#    becomes at least $c\,\|\hat b\|\,v$, so it grows without bound if $v > 0$.
+# 2. Let the part of every state along $\hat b$ be stretched by $c \ge 1$,
+#    $g \mapsto g + (c - 1)(\hat u\cdot g)\,\hat u$. Then $v$ does not change, and for every
+#    statement the nearer of the two means stays the same. $q_2$ does not rise. $q_1$ becomes at
+#    least $c\,\|\hat b\|\,v$, so it grows without bound if $v > 0$.
 # 3. Of the statements of either side, a share of at least $\dfrac1{1 + 4v} \ge \dfrac1{1 + 4q_2}$ is nearer to the mean of its own
 #    side than to that of the other.
 # ```
@@ -295,9 +304,11 @@ pd.DataFrame(rows).T.rename_axis(f"{len(found)} runs")
 # $v\|\hat b\|^2/(v\|\hat b\|^2 + \|\hat b\|^2/4) = 4v/(1 + 4v)$. The same holds for the other side. ∎
 # `````
 #
-# So a larger $q_1$ need not mean that the sides are harder to tell apart. Stretch the states far enough
-# along $\hat b$: $q_1$ rises, and nothing else changes. The next cells do that with the first behavior's states before training.
-# The last column is the held-out accuracy of a linear classifier, a topic of {ref}`ev-separable-change`.
+# So a larger $q_1$ need not mean that the sides are harder to tell apart. If the states are
+# stretched far enough along $\hat b$, $q_1$ rises, but $v$ and the share of statements nearer to
+# their own mean stay the same. The next cells stretch the first behavior's states before training.
+# The last column is the held-out accuracy of a linear classifier, which {ref}`ev-separable-change`
+# discusses.
 
 
 # %%
@@ -339,9 +350,10 @@ for factor in (1, 4, 16):
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# One caution about $q_2$: a stretch can *lower* it, down to $v$. So a lower $q_2$ alone does not prove that
-# training did more than stretch. But the runs allow a proof. They record no $v$, yet $v \le q_2$. Where
-# $q_2$ after training is below $v$ before, $v$ has fallen, and no scaling or stretch can do that.
+# One caution about $q_2$: a stretch can *lower* it, down to $v$. So a lower $q_2$ alone does not
+# prove that training did more than stretch. A fall of $v$ would prove it. The runs do not record
+# $v$ after training, but $v \le q_2$. So where $q_2$ after training is below $v$ before training,
+# $v$ has fallen, and no scaling or stretch can do that.
 
 # %%
 before = [along(states[b].g, states[b].labels)[0] for b, _ in found]
@@ -356,26 +368,28 @@ print(f"v has fallen: proven for {proven.sum()} of {len(proven)} runs")
 display(table)
 
 # %% [markdown]
-# The column $1/(1 + 4q_2)$ is what {prf:ref}`prop-ratios` guarantees: at least this share of either
-# side is nearer to its own mean. A value below a half says nothing.
+# The column $1/(1 + 4q_2)$ is the guarantee of {prf:ref}`prop-ratios`: at least this share of
+# either side is nearer to its own mean. A value below one half says nothing.
 #
-# The last column estimates in how many directions a side spreads. Near 1 it is a line: the statements of a
-# side then differ in how far training has moved them, and in little else. That is how $q_1$ can rise.
-# If statement $i$ moves by $s_i a_i$ along one direction, $\|\hat b\|$ grows with the mean of the $a_i$.
-# $\|\hat\Sigma\|$ grows with their variance, that is, with the *square* of how far they move. Which one wins depends on how
-# evenly the statements move, and on how far; {ref}`ex-even` has the condition.
+# The last column estimates in how many directions a side spreads. If it is near 1, the side is
+# nearly a line: its statements differ in how far training has moved them, and in little else. This
+# is how $q_1$ can rise. If statement $i$ moves by $s_i a_i$ along one direction, $\|\hat b\|$ grows
+# with the mean of the $a_i$. $\|\hat\Sigma\|$ grows with their variance, that is, with the *square*
+# of how far they move. Whether $q_1$ rises or falls depends on how evenly the statements move, and
+# on how far; {ref}`ex-even` derives the condition.
 
 # %% [markdown]
 # (ev-held-out-change)=
 # ## Statements that were not trained on
 #
-# One epoch sees nine tenths of the statements. Did only these move apart? The distance of the
-# held-out means is not directly comparable, since means of few statements are noisy:
+# An epoch trains on nine tenths of the statements. Did only these move apart? The distance between
+# the held-out means is not directly comparable, since means of few statements are noisy:
 #
 # $$\mathbb E\|\hat b\|^2 = \|b\|^2 + \frac{{\rm Tr}\,\Sigma_+}{n_+} + \frac{{\rm Tr}\,\Sigma_-}{n_-}.$$
 #
-# The fewer the statements, the larger the distance comes out. `denoised` subtracts the noise. (Only
-# the larger of the two traces is recorded. It stands for both, so slightly too much is subtracted.)
+# The fewer the statements, the larger the measured distance is on average. `denoised` subtracts the
+# noise. (Only the larger of the two traces is recorded. We use it for both sides, so we subtract
+# slightly too much.)
 
 
 # %%
@@ -408,7 +422,9 @@ clean = np.reshape(
     clean, (len(runs), 2, 2)
 )  # run; all, held out; before, after
 table = {"all": arrows("‖b̂‖"), "held-out": arrows("‖b̂‖", 1)}
-for part, name in enumerate(("all, less noise", "held-out, less noise")):
+for part, name in enumerate(
+    ("all, noise subtracted", "held-out, noise subtracted")
+):
     table[name] = [f"{a:.3g} → {b:.3g}" for a, b in clean[:, part]]
 pd.DataFrame(table, index=index)
 
@@ -417,15 +433,16 @@ grown = [x["‖b̂‖"][1, 1] > x["‖b̂‖"][0, 1] for x in found.values()]
 print(f"held-out distinguishability rises in {sum(grown)} of {len(grown)} runs")
 if clean[:, :, 1].all():
     share = clean[:, 1, 1] / clean[:, 0, 1]
-    print("less noise, held-out over all statements, after training:")
+    print("after training, noise subtracted, held-out over all statements:")
     print(f"{share.min():.0%} to {share.max():.0%}")
 
 # %% [markdown]
 # (ev-separable-change)=
 # ## Does a linear classifier find more?
 #
-# Distinguishability looks at two means. A linear classifier looks at all directions: logistic
-# regression on the training statements, standardized, evaluated on the held-out ones.
+# Distinguishability depends on two means only. A linear classifier can use all directions. We fit
+# logistic regression to the standardized states of the training statements, and evaluate it on the
+# held-out statements.
 
 # %%
 s = states[first]
@@ -452,24 +469,26 @@ for word, sign in (("rises", 1), ("falls", -1)):
     print(f"by more than two standard errors in {(moved & clear).sum()}")
 
 # %% [markdown]
-# Read the accuracy column from its left side first. What the classifier finds before training was there before
-# training. DPO need not create the distinction; it can bring it to where the one vector $W_B$ reads
-# it. That increases distance, not information.
+# Look first at the accuracy before training. The distinction that the classifier finds then is not
+# created by DPO. DPO can move it into the direction of the one vector $W_B$ that the model uses.
+# This increases the distance, not the information.
 #
-# And where the accuracy falls while $\|\hat b\|$ grows? There are two ways. The classifier has a
-# penalty on standardized states: when one direction dominates every coordinate, all others cost
-# more. The stretched states in {ref}`ev-two-ratios`, where nothing was lost, show how much that can do.
-# Whatever goes beyond that is a distinction that training has blurred. (The standard errors treat the two
-# accuracies as independent. They are of the same statements, so the errors are on the wide side.)
+# Why would the accuracy fall while $\|\hat b\|$ grows? There are two possible reasons. The first is
+# the classifier's penalty on its weights. When one direction dominates every standardized
+# coordinate, using any other direction takes larger weights. The stretched states in
+# {ref}`ev-two-ratios` lost nothing, and show how large this effect can be. The second explains any
+# further fall: training has blurred a distinction. (The standard errors treat the two accuracies as
+# independent. They come from the same statements, so the errors are on the wide side.)
 
 # %% [markdown]
 # (ev-all-betas)=
 # ## Every β, and all behaviors
 #
-# {numref}`fig-factors` has after over before at all values of $\beta$, one run per behavior, $\beta$ and
-# learning rate. At $\beta = 1$ the paper uses a tenth of the learning rate, so the right end of each
-# line is not the effect of $\beta$ alone. This and what follows are the tier's own runs, whatever the
-# parameters at the top.
+# {numref}`fig-factors` shows four quantities, each after training divided by before, at all values
+# of $\beta$. There is one run per behavior, $\beta$, and learning rate. At $\beta = 1$ the paper
+# uses a tenth of the learning rate, so the right end of each line is not the effect of $\beta$
+# alone. The runs of this section are the standard runs of the tier; the parameters at the top do
+# not change them.
 
 # %%
 tier_records = RunStore(
@@ -487,7 +506,7 @@ for behavior, value in distributional_changes.shown(config.tier):
         rows.append(row)
 changes = pd.DataFrame(rows).sort_values("β", kind="stable")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "After training over before, by β: solid at the scaled learning rate, dashed at the paper's.", "name": "fig-factors"}, "image": {"alt": "Four panels against β, both axes logarithmic, one line a behavior and learning rate: distinguishability, largest variance, the ratio q1 and the ratio q2, after training over before."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Four quantities, after training over before, against β: scaled learning rate (solid), paper's (dashed).", "name": "fig-factors"}, "image": {"alt": "Four panels against β, both axes logarithmic, one line a behavior and learning rate: distinguishability, largest variance, the ratio q1 and the ratio q2, after training over before."}}
 names = {
     b: f"{i} {plots.short(b, 64)}"
     for i, b in enumerate(changes["behavior"].unique(), 1)
@@ -521,10 +540,11 @@ table.index = [f"β = {value:g}, η = {rate:g}" for value, rate in table.index]
 display(table)
 
 # %% [markdown]
-# These runs differ much in how far training has got. {numref}`fig-rise` orders them by how far the means
-# have moved apart, whatever the $\beta$ and the learning rate. The lines printed below it compare the two rates.
+# These runs differ much in how far training has progressed. {numref}`fig-rise` orders them by how
+# far the means have moved apart, at any $\beta$ and learning rate. The lines printed below it
+# compare the two learning rates.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The two ratios, after training over before, by how far the means have moved apart. A point is a run.", "name": "fig-rise"}, "image": {"alt": "Two scatter plots with logarithmic axes, of the ratios q1 and q2 against the distance of the means, each after training over before. A point is a run, its color the behavior."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "q₁ and q₂ against ‖b̂‖, each after training over before; a point is a run.", "name": "fig-rise"}, "image": {"alt": "Two scatter plots with logarithmic axes, of the ratios q1 and q2 against the distance of the means, each after training over before. A point is a run, its color the behavior."}}
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 4.4))
 for ax, what in zip(axes, ("q₁", "q₂"), strict=True):
     for behavior, part in changes.groupby("behavior", sort=False):
@@ -545,20 +565,22 @@ if "scaled" in pair["η"] and (pair["η"].scaled > pair["η"].paper).all():
         print(f"  {part.sum()} of {len(part)} behaviors at β = {value:g}")
 
 # %% [markdown]
-# Where $q_1$ falls again as the means move further apart, a verdict on $q_1$ depends on how long a model has been
-# trained: after less training it has risen, after more it may have fallen. The paper's larger model may be
-# further along at the end of its epoch. The paper does not print its $q_1$, so we do not know.
+# Where $q_1$ falls again as the means move further apart, a verdict on $q_1$ depends on how long a
+# model has been trained. After less training $q_1$ has risen; after more it may have fallen. The
+# paper's larger model may be further along at the end of its epoch. The paper does not print its
+# $q_1$, so we do not know.
 
 # %% [markdown]
 # (ev-other-pictures)=
 # ## The other pictures
 #
-# Figures 23 to 26 have the other behaviors, Figures 20 to 22 the other values of $\beta$ for the first.
-# Each row of {numref}`fig-all-planes` is a behavior: before and after training, each fitted by itself; and
-# both fitted together, at the last of the learning rates above. Before training there is no $\beta$,
-# so {numref}`fig-beta-planes` leaves that column out.
+# Figures 23 to 26 show the other behaviors. Figures 20 to 22 show the first behavior at the other
+# values of $\beta$. In {numref}`fig-all-planes` each row is a behavior. Its columns are before
+# training and after it, fitted separately, and both fitted together, at the last of the learning
+# rates above. The states before training do not depend on $\beta$, so {numref}`fig-beta-planes`
+# leaves that column out.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The behaviors in the paper's order (its Figures 8 and 23 to 26).", "name": "fig-all-planes"}, "image": {"alt": "A grid of scatter plots, one row a behavior and three columns: states before training, after training, and both on one map with the former in pale colors."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of each behavior's hidden states: before, after, and both (the paper's Figures 8 and 23 to 26).", "name": "fig-all-planes"}, "image": {"alt": "A grid of scatter plots, one row a behavior and three columns: states before training, after training, and both on one map with the former in pale colors."}}
 rate = [*rates.values()][-1]
 panels = {}
 for i, name in enumerate(config.behaviors, 1):
@@ -568,7 +590,7 @@ for i, name in enumerate(config.behaviors, 1):
     panels[f"{i}: both"] = (run["joint"], sides)
 draw(panels, 3)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The first behavior at other values of β (the paper's Figures 20 to 22).", "name": "fig-beta-planes"}, "image": {"alt": "A grid of scatter plots, one row a value of β and two columns: states after training, and those before and after on one map with the former in pale colors."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the first behavior's hidden states at other values of β (the paper's Figures 20 to 22).", "name": "fig-beta-planes"}, "image": {"alt": "A grid of scatter plots, one row a value of β and two columns: states after training, and those before and after on one map with the former in pale colors."}}
 behavior, panels = full_finetuning.MAIN[config.tier][0], {}
 sides = tier_records.states(behavior).labels
 for value in full_finetuning.BETAS[config.tier]:
@@ -579,23 +601,23 @@ for value in full_finetuning.BETAS[config.tier]:
 draw(panels, 2)
 
 # %% [markdown]
-# Where the clouds after training look compact, they do so relative to the gap between them. A picture in
-# its own units cannot show width in any other way. So what the eye compares is free of scale, as $q_2$
-# is, and the paper's pictures can be right whether or not its sentence holds for $q_1$. No picture
-# says that the clouds are *narrow*: the table of {ref}`ev-measured-change` has the variances
-# of these same clouds.
+# Where the sides look compact after training, they are compact relative to the gap between them. A
+# map has its own units, so it cannot show width in any other way. What the eye compares is
+# therefore free of scale, as $q_2$ is. The paper's pictures can be right whether or not its
+# sentence holds for $q_1$. No picture shows that the sides are *narrow*; the table of
+# {ref}`ev-measured-change` has their variances.
 
 # %% [markdown]
 # ## What was shown
 #
 # - A map fitted to one cloud is the same for $g$ and $4g$. A map fitted to two clouds shows a motion shared by all
 #   statements as strongly as one that separates them.
-# - The ratio $q_1$ has a unit: scale and a stretch along $\hat b$ can raise it while the sides are as
-#   easy to tell apart as before. They cannot raise $q_2$, which gives a lower bound on how many statements are nearer to
-#   their own mean.
-# - Held-out distances are comparable once the noise of the means is subtracted.
-# - How well a linear classifier does is another question than how far apart the means are. The table
-#   shows how much of it was answered before training.
+# - The ratio $q_1$ has a unit: scaling or stretching along $\hat b$ can raise it while the sides
+#   are as easy to tell apart as before. It cannot raise $q_2$, which gives a lower bound on how
+#   many statements are nearer to their own mean.
+# - Held-out distances become comparable when the noise of the means is subtracted.
+# - The accuracy of a linear classifier and the distance between the means are different questions.
+#   The table shows how accurate the classifier already was before training.
 # - Not shown: whether both sides move equally. That would need the means after training, not only
 #   their distance.
 #
@@ -603,10 +625,10 @@ draw(panels, 2)
 # needs only a larger $\|\hat b\|$. The second also requires a small $\|\Sigma_\pm\|$, not a small
 # ratio; the table of {ref}`ev-measured-change` shows what became of $\|\hat\Sigma\|$.
 #
-# Each claim below is evaluated at both learning rates. The value is the share of the rates at which it holds: 1 is
-# *reproduced*, one half is *partly*. The bounds, above 1 for $\|\hat b\|$ and below 1 for $q_1$, after
-# over before, were set before these runs. A pilot at a higher learning rate had been seen, in which
-# distances grew and $q_1$ did not always fall.
+# Each claim below is evaluated at both learning rates. The value is the share of the rates at which
+# it holds: 1 is *reproduced*, one half is *partly*. The quantity after training over before must be
+# above 1 for $\|\hat b\|$ and below 1 for $q_1$. These bounds were set before these runs, but after
+# a pilot at a higher learning rate, in which distances grew and $q_1$ did not always fall.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("06_distributional_changes", tier_records)))
@@ -617,7 +639,8 @@ display(Markdown(claims.table("06_distributional_changes", tier_records)))
 # - `papermill notebooks/06_distributional_changes.ipynb out.ipynb -p full_learning_rate 1e-4`: at a
 #   rate that is higher still, do the statements draw together again? (It trains;
 #   {ref}`full-finetuning` says how long a run takes.)
-# - Give `umap_2d` another seed in the cell before {numref}`fig-blind`. What of the picture stays?
+# - Give `umap_2d` another seed in the cell before {numref}`fig-blind`. Which features of the
+#   picture stay?
 # - Shift the states in that cell by a short vector, `g + 0.05`, then by longer ones. When does the
 #   map split?
 #
@@ -635,11 +658,13 @@ display(Markdown(claims.table("06_distributional_changes", tier_records)))
 # ```{solution} ex-even
 # :class: dropdown
 #
-# After training $\|\hat b\| = b_0 + 2m$ and the variance is $\sigma_0^2 + k^2m^2$. So $q_1$ is lower if and only if
-# $(\sigma_0^2 + k^2m^2)\,b_0 < \sigma_0^2\,(b_0 + 2m)$, that is $m < 2\sigma_0^2/(k^2 b_0)$: for a short time only. The time is shorter, the more
-# unevenly the statements move, and the longer $b_0$ is compared with $\sigma_0$. For $q_1$ to stay lower, $k$ has to fall as $m$ grows:
-# statements that are learned have to stop, and the others to catch up.
-# $q_2$ is lower if and only if $(\sigma_0^2 + k^2m^2)\,b_0^2 < \sigma_0^2\,(b_0 + 2m)^2$, that is $m\,(k^2b_0^2 - 4\sigma_0^2) < 4\sigma_0^2 b_0$: for every $m$ if $k \le 2\sigma_0/b_0$.
+# After training $\|\hat b\| = b_0 + 2m$ and the variance is $\sigma_0^2 + k^2m^2$. So $q_1$ is
+# lower if and only if $(\sigma_0^2 + k^2m^2)\,b_0 < \sigma_0^2\,(b_0 + 2m)$, that is
+# $m < 2\sigma_0^2/(k^2 b_0)$: for a short time only. This time is shorter if the statements move
+# more unevenly, or if $b_0$ is larger compared with $\sigma_0$. For $q_1$ to stay lower, $k$ has to
+# fall as $m$ grows: statements that are learned have to stop moving, and the others have to catch
+# up. $q_2$ is lower if and only if $(\sigma_0^2 + k^2m^2)\,b_0^2 < \sigma_0^2\,(b_0 + 2m)^2$, that
+# is $m\,(k^2b_0^2 - 4\sigma_0^2) < 4\sigma_0^2 b_0$: for every $m$ if $k \le 2\sigma_0/b_0$.
 # ```
 #
 # ```{exercise} A ratio that no linear map changes
@@ -654,10 +679,15 @@ display(Markdown(claims.table("06_distributional_changes", tier_records)))
 # ```{solution} ex-mahalanobis
 # :class: dropdown
 #
-# $\hat b$ becomes $A\hat b$ and $\hat\Sigma$ becomes $A\hat\Sigma A^\top$, so $D^2$ becomes $\hat b^\top A^\top A^{-\top}\hat\Sigma^{-1}A^{-1}A\,\hat b = D^2$. And
-# $\hat b\cdot\hat\Sigma^{-1}\hat b \ge \|\hat b\|^2/\|\hat\Sigma\|$, where $\|\hat\Sigma\| \le \max\|\hat\Sigma_\pm\|$. $D^2$ measures how well *some* direction separates the sides,
-# so a change of it is a change of what is there, not of where it lies. But $\hat\Sigma^{-1}$ is dominated by the directions of least variance. With about as many statements on a side as dimensions
-# these are noise (or there is no inverse), and $D^2$ of the sample is far too large. Hence a classifier, evaluated on held-out statements.
+# $\hat b$ becomes $A\hat b$ and $\hat\Sigma$ becomes $A\hat\Sigma A^\top$, so $D^2$ becomes
+# $\hat b^\top A^\top A^{-\top}\hat\Sigma^{-1}A^{-1}A\,\hat b = D^2$. And
+# $\hat b\cdot\hat\Sigma^{-1}\hat b \ge \|\hat b\|^2/\|\hat\Sigma\|$, where
+# $\|\hat\Sigma\| \le \max\|\hat\Sigma_\pm\|$. $D^2$ measures how well *some* direction separates
+# the sides. So a change of $D^2$ shows that the information changed, and not only the direction in
+# which it lies. But $\hat\Sigma^{-1}$ is dominated by the directions of least variance. With about
+# as many statements on a side as dimensions, these directions are noise (or there is no inverse),
+# and $D^2$ of the sample is far too large. This is why we use a classifier that is evaluated on
+# held-out statements.
 # ```
 
 # %% tags=["hide-input", "nbval-ignore-output"]

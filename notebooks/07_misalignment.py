@@ -12,12 +12,12 @@
 #
 # **You will see** a model that DPO has aligned being trained on the opposite preferences. Does that
 # go faster than from the base model? How does the choice of the reference change the answer? What
-# happens inside the model meanwhile? Could it have been predicted? And how few flipped examples are
+# happens inside the model meanwhile? Could it have been predicted? How few flipped examples are
 # enough?
 #
-# **It takes** twenty minutes to read. The recorded runs are replayed in half a minute; making one
-# anew takes a few minutes on two cores. **It needs** nothing to replay; to train, the data
-# ({ref}`how-to-run`). Read {ref}`full-finetuning` before it.
+# **It takes** twenty minutes to read. The recorded runs replay in half a minute; making one anew
+# takes a few minutes on two cores. **It needs** nothing to replay. To train, it needs the data
+# ({ref}`how-to-run`). Read {ref}`full-finetuning` first.
 #
 # This page follows §5.3 of {cite:t}`im2024understanding`: Figure 9.
 #
@@ -26,8 +26,9 @@
 # Model, learning rates, and settings are those of {ref}`full-finetuning`, with its scaled rate
 # beside the paper's. The paper shows two behaviors; this page shows all five of Figure 6. The
 # flipped run uses the same statements in the same order as the run that aligned the model. The
-# paper does not name the reference of the flipped run. Here it is the model that the run starts
-# from, as in common implementations of DPO; the other choice is shown beside it.
+# paper does not name the reference of the flipped run. Here the reference is the model that the run
+# starts from, as in common implementations of DPO. We show the other choice, the base model, beside
+# it.
 # ```
 
 # %% tags=["parameters"]
@@ -83,9 +84,9 @@ display(Markdown(records.header()))
 #
 # The first two begin with all margins at 0 and a loss of $\log 2$, so their curves are comparable.
 # By the theory, their speeds then depend on the hidden states that they start from. The third
-# begins with a loss above $\log 2$. Seen from the base model, the aligned model disagrees with every
-# flipped label that it has learned to reject, and a statement with a negative margin $m$ has the
-# larger weight $\sigma(-m) > \frac12$ in the gradient.
+# begins with a loss above $\log 2$. Relative to the base model, the aligned model has a negative
+# margin $m$ on every flipped label that it has learned to reject. In the gradient such a statement
+# has the larger weight $\sigma(-m) > \frac12$.
 #
 # The next two cells write out all three runs for a tiny network with random weights. First, an
 # epoch of DPO on all parameters; `log_ratios` gives
@@ -117,8 +118,8 @@ def epoch(weights, pairs, reference, beta=1.0, rate=1e-3):
 
 
 # %% [markdown]
-# Then one epoch on the true labels, which aligns the model, and the three runs
-# on flipped labels. It prints their losses before the first step.
+# The next cell trains one epoch on the true labels, which aligns the model, and then the three runs
+# on flipped labels. It prints the losses of the three runs before their first step.
 
 # %%
 weights = {"base": copy.deepcopy(network.state_dict())}
@@ -139,9 +140,9 @@ assert before["aligned, base reference"] > np.log(2)
 print({label: round(loss, 4) for label, loss in before.items()})
 
 # %% [markdown]
-# `misalignment.flipped_run` does the same with `finetune.train`, records what it measures, and is
-# tested against such a plain run. `misalignment.flipped` stacks the recorded arrays of several
-# behaviors over the seeds.
+# `misalignment.flipped_run` does the same with `finetune.train` and records what it measures. A
+# test compares it with such a plain run. `misalignment.flipped` stacks the recorded arrays of
+# several behaviors over the seeds.
 
 # %%
 losses = {
@@ -156,14 +157,14 @@ losses = {
 # ## From the base model and from the aligned one
 #
 # {numref}`fig-nine` is Figure 9: the training loss on flipped labels, for the least and the most
-# distinguishable of the five behaviors. A batch's loss is measured before the step that learns it,
-# so the last entry, after the last step, is empty.
+# distinguishable of the five behaviors. The loss of a batch is measured before the step on that
+# batch, so there is no training loss after the last step.
 
 # %%
 training = {name: array[:, :, :2, 0, :-1] for name, array in losses.items()}
 labels, hues = misalignment.LABELS[:2], misalignment.HUES
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels from the base and from the aligned model: median over the seeds and, with several, the 5 to 95 % range.", "name": "fig-nine"}, "image": {"alt": "A grid of panels, one row a learning rate and one column a behavior, of the training loss on flipped labels against step. Each has one curve from the base model and one from the aligned model; both start at log 2."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels against step, from the base and the aligned model: median and 5 to 95 % range over seeds.", "name": "fig-nine"}, "image": {"alt": "A grid of panels, one row a learning rate and one column a behavior, of the training loss on flipped labels against step. Each has one curve from the base model and one from the aligned model; both start at log 2."}}
 fig, axes = plt.subplots(
     len(rates), 2, figsize=(7, 2.9 * len(rates)), sharey=True, squeeze=False
 )
@@ -180,8 +181,8 @@ plots.legend_below(fig, axes[0, 0])
 plt.show()
 
 # %% [markdown]
-# The *lead* of the aligned model is the loss from the base model less the loss from the aligned
-# one, as a mean over the steps. A positive lead is what the paper claims.
+# The *lead* of the aligned model is the loss from the base model minus the loss from the aligned
+# model, as a mean over the steps. The paper claims that the lead is positive.
 
 
 # %%
@@ -194,7 +195,8 @@ for array in training.values():
     assert np.array_equal(lead(array), misalignment.lead(array))
 
 # %% [markdown]
-# The table has the lead of all five; with several seeds, the median and in brackets the range.
+# The table shows the lead for all five behaviors. With several seeds it shows the median, and the
+# range in brackets.
 
 
 # %%
@@ -215,18 +217,18 @@ pd.DataFrame(table, index=words)
 
 # %% [markdown]
 # The lead is positive for all five behaviors, at both learning rates, with every seed, in training
-# and held out. The claim reproduces beyond the two behaviors that the paper shows. At the paper's
-# rate the lead is by far the smallest for the least distinguishable behavior, which alignment had
-# changed least. At the scaled rate the seeds of that behavior differ as much among themselves as
-# the other behaviors differ from it.
+# loss and in held-out loss. The claim reproduces beyond the two behaviors that the paper shows. At
+# the paper's rate the lead is by far the smallest for the least distinguishable behavior, which
+# alignment had changed least. At the scaled rate, the leads of that behavior differ between seeds
+# as much as they differ from the leads of the other behaviors.
 
 # %% [markdown]
 # (ev-reference)=
 # ## The reference changes the curve more than the model
 #
 # The loss depends on the reference; the gap $\log\pi(y_w|x) - \log\pi(y_l|x)$ does not.
-# {numref}`fig-reference` shows, for the three runs, the held-out loss on the flipped labels, and
-# beside it the gap and the accuracy on them.
+# {numref}`fig-reference` shows three held-out quantities on the flipped labels for the three runs:
+# the loss, the gap, and the accuracy.
 
 # %%
 *_, name = rates  # the largest learning rate of the page
@@ -238,7 +240,7 @@ places = {"least distinguishable": 0, "most distinguishable": -1}
 
 
 def draw(ax, values, label, where):
-    """A line a run, where something was measured; ``values`` (runs, steps)."""
+    """One line per run, through the measured steps; ``values`` (runs, steps)."""
     for arm, row in zip(misalignment.LABELS, values, strict=False):
         at = np.flatnonzero(np.isfinite(row))
         ax.plot(at, row[at], color=hues[arm], label=arm)
@@ -255,8 +257,9 @@ plots.legend_below(fig, axes[0, 0], ncols=3)
 plt.show()
 
 # %% [markdown]
-# The table has medians over the seeds: the mean held-out gap of the flipped labels after the last
-# step, and the first step at which three quarters of the held-out answers are the flipped ones.
+# The table shows two quantities, as medians over the seeds. The first is the mean held-out gap of
+# the flipped labels after the last step. The second is the first step at which three quarters of
+# the held-out answers are the flipped ones.
 
 
 # %%
@@ -276,28 +279,29 @@ for arm, label in enumerate(misalignment.LABELS):
 pd.DataFrame(table, index=words)
 
 # %% [markdown]
-# *Faster, and hardly later.* The aligned model starts far on the other side. Its gap is tens of
-# nats away from a change of answer; the base model's is next to none. Yet three quarters of its
-# held-out answers are the flipped ones only a few steps later in the median, and in some runs
-# sooner; in one run, of the least distinguishable behavior, never within the epoch. That is what
-# the lead in loss amounts to. The way back is longer, but the aligned model covers it so much
-# faster that alignment buys little delay. (One half is not a useful threshold: a model that gives
-# all statements the same answer has already reached it, and both kinds of run pass through that
-# state.)
+# *Faster, and hardly later.* The aligned model starts far from the flipped answers. Its gap has to
+# change by tens of nats before its answers change; the base model's gap is close to zero. Yet the
+# aligned model reaches three quarters of flipped held-out answers only a few steps later in the
+# median. In some runs it gets there sooner. In one run, of the least distinguishable behavior, it
+# does not get there within the epoch. This is what the lead in loss means for the answers: the
+# aligned model has further to go, but it moves so much faster that alignment buys little delay.
+# (One half is not a useful threshold: a model that gives all statements the same answer has already
+# reached it, and both kinds of run pass through that state.)
 #
-# With the base model as reference the loss starts high and falls steeply, though gap and accuracy
-# take much the same course. A figure of losses alone has to say what they are measured from.
+# With the base model as reference the loss starts high and falls steeply, but gap and accuracy
+# change much as they do with the other reference. So a figure that shows only losses has to name
+# the reference.
 
 # %% [markdown]
 # (ev-inside)=
 # ## What happens inside
 #
-# The paper's explanation is that the statements are further apart in the aligned model. {numref}`fig-inside`
-# follows three quantities in training: the distinguishability $\|\hat\mu_+ - \hat\mu_-\|$ of the
-# held-out statements, the displacement $\|\theta(t) - \theta(0)\|$ of all parameters, and the
-# displacement $\|W_B(t) - W_B(0)\|$ of the boundary. To
-# flip an answer, the two classes have to change sides or the boundary has to turn; the distance
-# between the classes need not be lost. The cell computes the first value of
+# The paper's explanation is that the statements are further apart in the aligned model.
+# {numref}`fig-inside` shows three quantities during training: the distinguishability
+# $\|\hat\mu_+ - \hat\mu_-\|$ of the held-out statements, the displacement
+# $\|\theta(t) - \theta(0)\|$ of all parameters, and the displacement $\|W_B(t) - W_B(0)\|$ of the
+# boundary. To flip the answers, the two classes have to change sides or the boundary has to turn.
+# The distance between the classes need not shrink. The cell recomputes the first value of
 # $\|\hat\mu_+ - \hat\mu_-\|$ from the stored hidden states of the base model.
 
 # %%
@@ -311,7 +315,7 @@ for behavior, apart in zip(everyone, inside["apart"], strict=True):
     difference = g[signs > 0].mean(0) - g[signs < 0].mean(0)
     assert np.isclose(apart[0, 0], np.linalg.norm(difference), rtol=1e-2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of held-out statements, and displacement of all parameters and of the boundary, against step of training on flipped labels.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: the distance between the class means, the distance that all parameters have moved, and the distance that the boundary has moved, against step, from the base and from the aligned model."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out distinguishability, and displacement of all parameters and of the boundary, against step of training on flipped labels.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: the distance between the class means, the distance that all parameters have moved, and the distance that the boundary has moved, against step, from the base and from the aligned model."}}
 names = ("distinguishability", "displacement", "displacement of boundary")
 fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
 for row, (place, at) in zip(axes, places.items(), strict=True):
@@ -323,24 +327,26 @@ plt.show()
 # %% [markdown]
 # The classes do not return to where they were in the base model. Their distance shrinks, since two
 # means that change sides have to pass each other, and then grows again. (It is measured every
-# seventh step, so the lowest point may lie in between.) Over the epoch the answers of the aligned
-# model change more than the base model's, while its parameters move *less* far: with its hidden
-# states each step has more effect.
+# seventh step, so the lowest point may lie in between.) Over the epoch the gap changes more in the
+# run from the aligned model than in the run from the base model, while the parameters move *less*
+# far. With the hidden states of the aligned model, each step has more effect.
 
 # %% [markdown]
 # (ev-foretold)=
 # ## Could it be predicted?
 #
-# The certificate of {ref}`learning-guarantees` needs hidden states and labels, and no training.
-# Given the hidden states of the base and of the aligned model, and flipped labels, it bounds the
-# loss of gradient descent on the last layer. Both use one learning rate: the one at which
-# $\kappa = 1$ for the longer hidden states. With $a_i = s_i g_i$ for the flipped signs $s_i$, and
-# $2\beta\,a_i\cdot\delta$ as the margin, one step is
+# The certificate of {ref}`learning-guarantees` needs only hidden states and labels, and no
+# training. We compute it from the hidden states of the base and of the aligned model, with flipped
+# labels. It bounds the loss of gradient descent on the last layer. Both computations use one
+# learning rate: the one at which $\kappa = \eta\beta^2\lambda_{\max}$ is 1 for the longer hidden
+# states. Let $a_i = s_i g_i$ with the flipped signs $s_i$. The margin is $2\beta\,a_i\cdot\delta$,
+# and one step is
 #
 # $$\delta \;\leftarrow\; \delta + \frac{\eta\beta}{n} \sum_i \sigma(-2\beta\,a_i\cdot\delta)\, a_i.$$
 #
-# The cell runs this recursion, and the certificate, from the hidden states of the base model, and
-# compares both with the recorded run. Hidden states are stored in float16, hence the tolerance.
+# The next cells compute this recursion and the certificate from the hidden states of the base
+# model, and compare both with the recorded run. Hidden states are stored in float16, hence the
+# tolerance.
 
 # %%
 certified = misalignment.flipped(records, everyone, name, "certified")[:, 0]
@@ -367,10 +373,11 @@ assert (low - rounding <= descent).all() and (descent <= high + rounding).all()
 assert np.allclose([low, high], certified[-1, 0], rtol=1e-3)
 
 # %% [markdown]
-# {numref}`fig-foretold` shows the bounds from both starts and, between them, gradient descent.
-# (From the base model the bounds are closer together than the line is wide.)
+# {numref}`fig-foretold` shows the bounds from both starting models and, between the bounds, the
+# loss of gradient descent. (From the base model the bounds are closer together than the line is
+# wide.)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of the last layer alone on flipped labels: proven bounds (bands) and gradient descent (lines), from the hidden states of the base and of the aligned model.", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer's training loss on flipped labels against step: proven bounds (bands) and gradient descent (lines).", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}}
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.3), sharey=True)
 for ax, behavior in zip(axes, two, strict=True):
     at, t = everyone.index(behavior), np.arange(head.shape[-1])
@@ -385,9 +392,9 @@ plots.legend_below(fig, axes[0])
 plt.show()
 
 # %% [markdown]
-# The table has, for each behavior, the share of steps at which the upper bound from the aligned
-# model lies below the lower bound from the base model; and the lead of the last layer alone, and of
-# all parameters (median over the seeds).
+# For each behavior, the table shows the share of steps at which the upper bound from the aligned
+# model lies below the lower bound from the base model. It also shows the lead of the last layer
+# alone, and the lead with all parameters (median over the seeds).
 
 # %%
 upper, lower = certified[:, 1, 1, 1:], certified[:, 0, 0, 1:]
@@ -400,17 +407,18 @@ pd.DataFrame(columns, index=words).round(4)
 
 # %% [markdown]
 # For all five the upper bound for the aligned model lies below the lower bound for the base model,
-# at every step. So it is *proven* before a single step, from hidden states and labels, that the
-# last layer alone is misaligned faster. The theorem says nothing about the layers below. The lead
-# measured with all parameters has the same sign for each behavior, and is smaller.
+# at every step. So hidden states and labels *prove*, before a single step, that the last layer
+# alone is misaligned faster from the aligned model. The theorem says nothing about the layers
+# below. The lead measured with all parameters has the same sign for each behavior, and is smaller.
 
 # %% [markdown]
 # (ev-undone)=
 # ## How many flipped examples undo it?
 #
-# This goes beyond the paper: a defender wants to know what an attacker needs. We train the aligned
-# model on only some flipped examples, over and over, for about as many steps as an epoch has.
-# {numref}`fig-undone` shows what is left on the held-out statements with their true labels.
+# This question goes beyond the paper: a defender wants to know what an attacker needs. We train the
+# aligned model on only some flipped examples, over and over, for about as many steps as an epoch
+# has. {numref}`fig-undone` shows the accuracy and the mean gap that remain on the held-out
+# statements with their true labels.
 
 # %%
 attacks = {
@@ -418,7 +426,7 @@ attacks = {
     for behavior in everyone
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out accuracy and mean gap with the true labels against the number of flipped examples; the left end, drawn at one example, is before the attack.", "name": "fig-undone"}, "image": {"alt": "Two panels of held-out accuracy and mean gap with the true labels against the number of flipped examples on a logarithmic axis, one curve a behavior. Accuracy falls as the number of flipped examples grows."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out accuracy and mean gap with true labels against the number of flipped examples; the left end is before the attack.", "name": "fig-undone"}, "image": {"alt": "Two panels of held-out accuracy and mean gap with the true labels against the number of flipped examples on a logarithmic axis, one curve a behavior. Accuracy falls as the number of flipped examples grows."}}
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 4.4))
 for ax, what, label in zip(
     axes, ("accuracy", "gap"), ("accuracy", "gap (nats)"), strict=True
@@ -432,8 +440,9 @@ plots.legend_below(fig, axes[0], ncols=1)
 plt.show()
 
 # %% [markdown]
-# The alignment of a behavior counts as undone when the mean held-out gap is back at the base
-# model's, or below it.
+# The left end of each curve, drawn at one example, is the aligned model before the attack. The
+# alignment of a behavior counts as undone when the mean held-out gap is at or below the gap of the
+# base model.
 
 # %%
 rows = {}
@@ -450,35 +459,35 @@ for behavior, attack in attacks.items():
 pd.DataFrame(rows).transpose()
 
 # %% [markdown]
-# A handful is enough. Ten flipped examples, repeated for as many steps as an epoch of all examples
-# has, bring the mean gap of most behaviors below the base model's, on statements that the attack
-# never saw; thirty do so for each behavior. More examples add little to the gap, and lower the
-# accuracy further. The number of steps and the learning rate are those of the alignment: this is no
-# tuned attack.
+# Few examples are enough. Ten flipped examples, repeated for as many steps as an epoch of all
+# examples has, bring the mean gap of most behaviors below the base model's, on statements that the
+# attack never saw. Thirty do so for every behavior. More examples change the gap little, and lower
+# the accuracy further. The number of steps and the learning rate are the same as in the alignment:
+# this attack is not tuned.
 
 # %% [markdown]
 # ## With the paper's model
 #
-# On a GPU with enough memory, more than any card of {ref}`hardware` has, one command makes all runs
-# of this page with Llama-2-7B, on the data of the hub, and executes the page:
+# One command makes all runs of this page with Llama-2-7B, on the data of the hub, and executes the
+# page. It needs a GPU with more memory than any card of {ref}`hardware` has:
 #
 # ```
 # snakemake --cores 1 --config tier=paper -- build/paper/executed/07_misalignment.done
 # ```
 #
 # A run keeps the base and the aligned weights in float32 beside the weights that it trains. So it
-# needs the memory that {ref}`hardware` lists for Llama-2-7B on one GPU, and twice the size of the
-# weights more; {ref}`ev-paper-tier` counts the same for Mistral-7B. The model is gated on the hub:
+# needs the memory that {ref}`hardware` lists for Llama-2-7B on one GPU, plus twice the size of the
+# weights. {ref}`ev-paper-tier` computes the same for Mistral-7B. The model is gated on the hub:
 # request access on its page, then run `hf auth login`.
 
 # %% [markdown]
 # ## What was shown
 #
-# - Loss on flipped labels falls faster from the aligned model, for five behaviors of five.
+# - Loss on flipped labels falls faster from the aligned model, for all five behaviors.
 # - The aligned model has further to go, and arrives only a few steps later in the median.
-# - The reference decides how the loss reads, and has much less effect on where the model goes.
-# - The certificate proves the last layer's part of this beforehand.
-# - Ten to thirty flipped examples undo what nine hundred taught.
+# - The reference changes the loss curve strongly, and has much less effect on where the model goes.
+# - The certificate proves before training that the last layer alone is misaligned faster.
+# - Ten to thirty flipped examples undo what nine hundred examples taught.
 #
 # Not shown: that the same holds for a larger model, or for an alignment that continues beyond one
 # epoch. A claim counts as reproduced only if the lead is positive at the worse of the two learning
@@ -491,16 +500,17 @@ display(Markdown(claims.table("07_misalignment", records)))
 # ```{exercise}
 # :label: ex-flip-first
 # Consider the last layer alone, with the reference at its start. Show that the first step on
-# flipped labels lowers its loss exactly as much as the first step on the true labels lowers theirs.
-# What, then, does the aligned model have that the base model lacks?
+# flipped labels lowers the loss on the flipped labels exactly as much as the first step on the true
+# labels lowers the loss on the true labels. What, then, does the aligned model have that the base
+# model lacks?
 # ```
 #
 # ````{solution} ex-flip-first
 # :class: dropdown
-# Flipping turns every $a_i$ into $-a_i$, and $\hat b$ into $-\hat b$. So the step is reversed, and every
-# margin after it, $2\beta a_i\cdot\delta_1$, is the same as before. Hence the loss is too. From given
-# hidden states misalignment is as fast as alignment. The aligned model has other hidden states, and
-# with them another $\|\hat b\|$.
+# Flipping turns every $a_i$ into $-a_i$, and $\hat b$ into $-\hat b$. So the step $\delta_1$ is
+# reversed too, and every margin after it, $2\beta a_i\cdot\delta_1$, is the same as with the true
+# labels. Hence the loss is the same. From given hidden states, misalignment is as fast as
+# alignment. The aligned model has other hidden states, and with them another $\|\hat b\|$.
 # ````
 #
 # **To try.**

@@ -13,11 +13,11 @@
 # **You will see** a model aligned on dialogues, and then misaligned by the same dialogues with
 # their labels flipped. Does that go faster than from the model that was never aligned? How soon is
 # the alignment gone? What happens to the log-probability of each response, not only to their
-# difference? And how much of this is due to the reference, to the adapter, and to rounding?
+# difference? How much of this is due to the reference, to the adapter, and to rounding?
 #
 # **It takes** fifteen minutes to read and half a minute to run. **It needs** nothing to replay the
-# recorded runs; to make them anew, the data ({ref}`how-to-run`) and an hour or two on one core.
-# Read {ref}`full-finetuning` before it.
+# recorded runs. To make them anew, it needs the data ({ref}`how-to-run`) and an hour or two on one
+# core. Read {ref}`full-finetuning` first.
 #
 # This page follows Appendix C of {cite:t}`im2024understanding`: Figures 15 and 16.
 #
@@ -25,19 +25,19 @@
 # :class: warning
 # HH-RLHF {cite:p}`bai2022training` has dialogues in which people try to make an assistant say
 # harmful things, and sometimes succeed. No dialogue is printed on this page or kept in this
-# repository: only counts, lengths, and log-probabilities. One folded cell shows a dialogue from
-# your own copy; its output is not stored. The models trained on flipped labels serve to measure how
-# fast this goes, and are not kept either.
+# repository. There are only counts, lengths, and log-probabilities. One folded cell shows a
+# dialogue from your own copy; its output is not stored. The models trained on flipped labels only
+# serve to measure how fast misalignment is, and are not kept either.
 # ```
 #
 # ```{admonition} What differs from the paper
 # :class: note
 # The model is SmolLM2-135M-Instruct; the paper has Llama-2-7B. The pairs come from one published
-# file (*harmless-base*, its test part), cut by a rule that was fixed before any run: a pair is left
-# out if its prompt with either response has more than 128 tokens. The table below counts what is
-# left; the paper does not say which pairs it took. There is one seed. LoRA, AdamW, $\beta$, batch
-# size, and the one epoch are the paper's. Its learning rate is shown as it is, beside one scaled by
-# a rule. Weights are float32, matrix products bf16.
+# file, the test part of *harmless-base*. A rule that was fixed before any run leaves out a pair if
+# its prompt with either response has more than 128 tokens. The table below counts what is left; the
+# paper does not say which pairs it took. There is one seed. LoRA, AdamW, $\beta$, batch size, and
+# the number of epochs (one) are the paper's. We show the paper's learning rate, and beside it one
+# scaled by a rule. Weights are float32, matrix products bf16.
 # ```
 
 # %% tags=["parameters"]
@@ -80,15 +80,16 @@ display(Markdown(records.header("hh-rlhf")))
 # %% [markdown]
 # ## The pairs
 #
-# A row of the file is two dialogues that differ in the last answer only. The prompt $x$ is the text
-# up to and including the last `Assistant:` that both share; $y_w$ and $y_l$ are what follows, closed
-# by the end-of-sequence token. A response now has many tokens, so
+# A row of the file has two dialogues that differ only in the last answer. The prompt $x$ is the
+# text up to and including the last `Assistant:` that both share. The responses $y_w$ and $y_l$ are
+# what follows, with an end-of-sequence token. A response now has many tokens, so
 #
 # $$\log\pi(y\mid x) = \sum_k \log\pi(y_k\mid x, y_{<k}),$$
 #
-# and (7) no longer holds: every normalizer enters. One token trie still holds a prompt once with
-# both its responses, and one forward pass over it covers a whole batch. Here is the plain sum, for
-# the invented pairs of the sample and a tiny network with random weights, against the library's.
+# and (7) no longer holds, since the softmax normalizers do not cancel. One token trie still holds
+# each prompt once with both its responses, and one forward pass over the trie covers a whole batch.
+# Here we compare the plain sum with the library's result, for the invented pairs of the sample and
+# a tiny network with random weights.
 
 # %%
 small = lm.load("tiny-llama", "cpu")
@@ -119,8 +120,8 @@ for prompt, chosen, rejected, found in zip(
     assert np.allclose(plain, found, rtol=1e-4)
 
 # %% [markdown]
-# The next table counts the pairs that are left at each cut, and the median of the tokens of a
-# prompt with the longer of its responses.
+# The next table shows how many pairs are left after each filter, and the median number of tokens of
+# a prompt together with the longer of its responses.
 
 # %%
 found = hh_rlhf.pairs_run(records).arrays
@@ -158,15 +159,15 @@ if hh_rlhf.at_hand(config):
 # (ev-lora)=
 # ## LoRA
 #
-# LoRA {cite:p}`hu2021lora` leaves a matrix $W$ as it is and trains a change of low rank,
+# LoRA {cite:p}`hu2021lora` leaves a matrix $W$ unchanged and trains an update of low rank,
 #
-# $$W \;\to\; W + \frac{\alpha}{r}\,BA, \qquad A\in\mathbb R^{r\times d_{\rm in}},\; B\in\mathbb R^{d_{\rm out}\times r},$$
+# $$W \;\to\; W + \frac{\alpha}{r}\,BA, \qquad A\in\mathbb R^{r\times d_{\rm in}},\; B\in\mathbb R^{d_{\rm out}\times r}.$$
 #
-# as in the paper with $r = 8$, $\alpha = 32$, for the query and value matrices of all layers. $A$ is
-# random and $B$ is 0, so training begins at the model itself. `lora.add` inserts such adapters with
-# `peft` and freezes the rest. `finetune.train` trains whatever requires a gradient, and needs no
-# change. The cell checks that adding adapters changes nothing at first, and the formula once $B$ is
-# not 0.
+# As in the paper, $r = 8$, $\alpha = 32$, and the adapted matrices are the query and value matrices
+# of all layers. $A$ is random and $B$ is 0, so training begins at the model itself. `lora.add`
+# inserts such adapters with `peft` and freezes the rest. `finetune.train` trains all parameters
+# that require a gradient, so it needs no change. The cell checks that adding adapters leaves the
+# log-probabilities unchanged, and then checks the formula for a $B$ that is not 0.
 
 # %%
 small = lora.add(small, seed=0)
@@ -188,25 +189,25 @@ with torch.no_grad():
     assert torch.allclose(query(x), changed @ x, atol=1e-4)
 
 # %% [markdown]
-# The input of $A$ passes a dropout of 0.05 while the gradient of a batch is computed, but not in
-# measurements or in the reference. (In a token trie, a token of the prompt has one dropout mask for
-# both responses. TRL's trainer, as of version 1.16, switches dropout off by default; whether the
-# paper's runs had any is not known.)
+# Dropout of 0.05 is applied to the input of $A$ while the gradient of a batch is computed, but not
+# in measurements or in the reference. (In a token trie, a token of the prompt has the same dropout
+# mask for both responses. TRL's trainer, as of version 1.16, switches dropout off by default;
+# whether the paper's runs had any is not known.)
 #
 # (ev-lora-rate)=
 # ### Which learning rate?
 #
-# {ref}`ev-scaled-rate` gave the reason to scale: AdamW moves each parameter by about $\eta$ a step,
-# and here there are few parameters. The rule, fixed beforehand:
+# {ref}`ev-scaled-rate` gave the reason to scale the rate: AdamW moves each parameter by about
+# $\eta$ per step, and here few parameters are trained. This rule was fixed beforehand:
 #
-# > Of 1, 10, 30, and 100 times the paper's learning rate, the one at which *aligning*, on the given
-# > labels, ends with the lowest held-out loss.
+# > Of 1, 10, 30, and 100 times the paper's learning rate, take the one at which *aligning*, an epoch
+# > on the given labels, ends with the lowest held-out loss.
 #
-# The rule uses no run on flipped labels. It chooses the best-aligned model, since alignment is what
-# is to be undone.
+# The rule uses no run on flipped labels. It chooses the best-aligned model, because this page asks
+# how alignment is undone.
 #
-# Throughout this page $a$ is what aligning adds to a pair's gap
-# $\log\pi(y_w|x) - \log\pi(y_l|x)$, and a mean over pairs is given with its standard error.
+# Throughout this page, $a$ is the amount that aligning adds to a pair's gap
+# $\log\pi(y_w|x) - \log\pi(y_l|x)$. A mean over pairs is given with its standard error.
 
 
 # %%
@@ -241,14 +242,14 @@ Markdown(f"Learning rates: {chosen}.")
 # (ev-figure-fifteen)=
 # ## Figure 15: the loss on flipped labels
 #
-# The rule has taken the largest rate that it was offered. A larger one might align further; it was
-# not tried, since the rule was fixed.
+# The rule chose the largest of the rates that it compares. A larger rate might align further; we
+# did not try one, since the rule was fixed.
 #
 # First comes one epoch on the given labels, which yields the *aligned* model. Then every label is
 # flipped, and both the base and the aligned model are trained for one epoch with a fresh optimizer,
 # on the same batches in the same order. The reference of each is the model that it starts from, so
-# both begin at $\log 2$. {numref}`fig-fifteen` shows the loss of each batch before the step that
-# learns it, and the loss of all held-out pairs.
+# both begin at $\log 2$. {numref}`fig-fifteen` shows the loss of each batch before the step on it,
+# and the loss of all held-out pairs.
 
 # %%
 runs = {rate: hh_rlhf.arms(records, rate) for rate in rates.values()}
@@ -259,14 +260,14 @@ own = [arm for arm in names if arm[0] == arm[1]]
 
 
 def draw(ax, values, arm):
-    """One line, through the steps at which something was measured."""
+    """One line, through the measured steps."""
     steps = np.flatnonzero(np.isfinite(values))
     color = hues[names[arm]]
     ax.plot(steps, np.array(values)[steps], color=color, label=names[arm])
 
 
 def grid(rows):
-    """A panel for each learning rate, in so many rows."""
+    """A grid of panels: a column per learning rate, and this many rows."""
     n = len(runs)
     size = (3.6 * n, 3 * rows + 0.4)
     fig, axes = plt.subplots(rows, n, figsize=size, squeeze=False)
@@ -275,7 +276,7 @@ def grid(rows):
     return fig, axes
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss on flipped labels against step, from the base and the aligned model, by learning rate (the paper's Figure 15).", "name": "fig-fifteen"}, "image": {"alt": "A grid of panels: the training loss of the batches above and the held-out loss below, against step, at each learning rate; one line for the base model and one for the aligned model."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training and held-out loss on flipped labels against step, from the base and the aligned model (the paper's Figure 15).", "name": "fig-fifteen"}, "image": {"alt": "A grid of panels: the training loss of the batches above and the held-out loss below, against step, at each learning rate; one line for the base model and one for the aligned model."}}
 fig, axes = grid(2)
 for column, run in zip(axes.T, runs.values(), strict=True):
     for part, what in enumerate(("training loss", "held-out loss")):
@@ -286,9 +287,10 @@ plots.legend_below(fig, axes[0, 0])
 plt.show()
 
 # %% [markdown]
-# The lead of a run is the loss of the base model's run less its own: positive where the claim
-# holds. The table has its mean over the steps. The standard error is computed as if steps were
-# independent. They are not: batches differ, but the lead of one step carries over to the next.
+# The lead of a run is the loss of the base model's run minus the loss of the run itself. The claim
+# is that it is positive. The table shows its mean over the steps. The standard error is computed as
+# if steps were independent. They are not: batches differ, but the lead at one step carries over to
+# the next.
 
 # %%
 rows = {}
@@ -307,9 +309,9 @@ for rate, run in runs.items():
 pd.DataFrame(rows).T.rename_axis(["η", "start"])
 
 # %% [markdown]
-# The row *merged* is explained below. Both runs see the same batches, so the difficulty of a batch
-# cancels. What remains as noise is dropout and rounding; the table of {ref}`ev-rounding` has the
-# size of the latter.
+# {ref}`ev-adapter` explains the row *merged*. Both runs see the same batches, so the difficulty of
+# a batch cancels. The remaining noise comes from dropout and rounding. The table of
+# {ref}`ev-rounding` shows how large the rounding is.
 
 # %% [markdown]
 # (ev-figure-sixteen)=
@@ -317,11 +319,12 @@ pd.DataFrame(rows).T.rename_axis(["η", "start"])
 #
 # {numref}`fig-sixteen` shows the mean gap $\log\pi(y_w|x) - \log\pi(y_l|x)$ of the held-out pairs.
 # On this page *preferred* always refers to the given labels, whatever is trained on. The paper says
-# that within 100 steps the gap of the aligned model is near the gap of the base model. That can be
-# read in two ways, and the table has both: near the base model *before training*, which is what
-# "undone" means, and near the base model's own run *at the same step*.
+# that within 100 steps the gap of the aligned model is near the gap of the base model. This can be
+# read in two ways, and the table has both. The gap may be near the gap of the base model *before
+# training*, which is what "undone" means. Or it may be near the gap of the base model's own run *at
+# the same step*.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean gap of the held-out pairs by the given labels, against step of training on flipped labels (the paper's Figure 16). Dashed: the base model before training.", "name": "fig-sixteen"}, "image": {"alt": "One panel a learning rate: the mean difference of the log-probabilities of preferred and non-preferred responses against step, a line for each run, and a dashed level for the base model before any training."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean held-out gap by the given labels against step of training on flipped labels (the paper's Figure 16); dashed: base model before training.", "name": "fig-sixteen"}, "image": {"alt": "One panel a learning rate: the mean difference of the log-probabilities of preferred and non-preferred responses against step, a line for each run, and a dashed level for the base model before any training."}}
 fig, axes = grid(1)
 for ax, run in zip(axes[0], runs.values(), strict=True):
     for arm in names:
@@ -333,9 +336,12 @@ plots.legend_below(fig, axes[0, 0])
 plt.show()
 
 # %% [markdown]
-# *Share undone* is the part of the gap added by aligning that is gone: 0 at the start, 1 where the
-# gap is back at the base model's, above 1 where it is below. It is "nan" where aligning had added
-# nothing.
+# The columns *gap, before* and *gap, after* show the run's gap at its first and last step. *Share
+# undone* is the share of the gap added by aligning that is gone; the column has it at the last
+# step. It is 0 at the start, 1 where the gap is back at the base model's, and above 1 where the gap
+# is lower. It is "nan" where aligning had added nothing. The last two columns have the first step
+# at which nine tenths are undone: once relative to the base model before training, once relative to
+# the base model's own run at the same step.
 
 
 # %%
@@ -362,27 +368,27 @@ for rate, run in runs.items():
         assert np.array_equal(share, known, equal_nan=True)
         rows[f"{rate:g}", start, reference] = {
             "gap, base model": f"{base[0]:.2f}",
-            "at first": f"{aligned[0]:.2f}",
-            "at last": f"{aligned[-1]:.2f}",
+            "gap, before": f"{aligned[0]:.2f}",
+            "gap, after": f"{aligned[-1]:.2f}",
             "share undone": f"{share[-1]:.2f}",
-            "nine tenths by step": first_step(share >= 0.9),
-            "of the base run by step": first_step(undone(base, aligned) >= 0.9),
+            "nine tenths at step": first_step(share >= 0.9),
+            "relative to base run": first_step(undone(base, aligned) >= 0.9),
         }
 pd.DataFrame(rows).T.rename_axis(["η", "start", "reference"])
 
 # %% [markdown]
-# The share undone is the share at the last step. An epoch here is shorter than 100 steps, so "by
-# step 100" is "by the end of the epoch"; and the epoch is as long as the one that aligned. What
-# else could one expect? See {ref}`ex-undone`.
+# An epoch here is shorter than 100 steps, so "by step 100" means "by the end of the epoch". The
+# epoch on flipped labels is as long as the epoch that aligned the model. {ref}`ex-undone` asks what
+# share undone one should then expect.
 #
 # (ev-separately)=
 # ## Chosen and rejected separately
 #
 # The loss depends on a difference, which can grow while both log-probabilities fall.
-# {numref}`fig-separately` shows each by itself, less its value in the base model, while training on
-# flipped labels.
+# {numref}`fig-separately` shows each by itself during training on flipped labels, as its change
+# from the base model.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Change of the mean log-probability of the held-out pairs' responses from the base model, by the given labels, against step.", "name": "fig-separately"}, "image": {"alt": "A grid of panels, one column a learning rate: the change of the mean log-probability of preferred responses above and of non-preferred ones below, against step, for the base and the aligned model."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Change of the mean held-out log-probability from the base model against step of training on flipped labels.", "name": "fig-separately"}, "image": {"alt": "A grid of panels, one column a learning rate: the change of the mean log-probability of preferred responses above and of non-preferred ones below, against step, for the base and the aligned model."}}
 fig, axes = grid(2)
 first = next(iter(runs.values()))["base", "base"]
 for column, run in zip(axes.T, runs.values(), strict=True):
@@ -394,9 +400,9 @@ plots.legend_below(fig, axes[0, 0])
 plt.show()
 
 # %% [markdown]
-# The table has the change over each whole epoch, aligning and misaligning, in nats, with the
-# standard error over the held-out pairs; and the share of pairs for which both responses have
-# become less likely.
+# The table shows the changes over each whole epoch, aligning and misaligning, in nats, with the
+# standard error over the held-out pairs. The last column is the share of pairs for which both
+# responses have become less likely.
 
 
 # %%
@@ -426,14 +432,15 @@ for rate, run in runs.items():
 pd.DataFrame(rows).transpose()
 
 # %% [markdown]
-# At the scaled rate both fall, and by far more than the gap between them grows. Aligning makes
-# responses less likely altogether, and the gap is the difference of two large changes. On flipped
-# labels the base model loses likelihood as well, while the aligned model regains part of it. So
-# much of what looks like unlearning a preference may be a return from a style.
+# At the scaled rate both log-probabilities fall, by far more than the gap between them grows.
+# Aligning makes responses less likely altogether, and the growth of the gap is the difference of
+# two large changes. On flipped labels the base model loses likelihood as well, while the aligned
+# model regains part of it. So much of what looks like unlearning a preference may be the reversal
+# of a change in style.
 #
-# Both responses are many tokens of one style after one prompt: whatever changes the style changes
-# both. For answers of one token, as in the other chapters, this matters less: what Yes gains, No
-# mostly loses.
+# Both responses have many tokens in one style, and follow the same prompt. Whatever changes the
+# style changes both log-probabilities. For answers of one token, as in the other chapters, this
+# matters less: what Yes gains, No mostly loses.
 
 # %% [markdown]
 # ## Why?
@@ -442,8 +449,8 @@ pd.DataFrame(rows).transpose()
 # ### The reference
 #
 # With the base model as reference the aligned model does not start at $\log 2$. The margin is
-# measured from the base model, so with flipped labels a pair starts at $-\beta a$. What does that
-# change about the course of training? The gradient of a pair is $\beta\,\sigma(-m)$ times the
+# measured relative to the base model, so with flipped labels a pair starts with the margin
+# $-\beta a$. How does this change training? The gradient of a pair is $\beta\,\sigma(-m)$ times the
 # gradient of its gap, and the reference enters only through the weight $\sigma(-m)$:
 
 # %%
@@ -458,8 +465,9 @@ print(
 
 # %% [markdown]
 # The table compares the two references for the run from the aligned model. The *predicted loss* is
-# the mean of $-\log\sigma(-\beta a)$ over the held-out pairs, with $a$ as seen from the reference.
-# The last column says how closely what each pair loses follows $a$.
+# the mean of $-\log\sigma(-\beta a)$ over the held-out pairs, with $a$ measured relative to the
+# reference: with the aligned model as its own reference, $a = 0$. The last column is the
+# correlation, over the pairs, between the fall of the gap and the $a$ that aligning added.
 
 # %%
 rows = {}
@@ -481,23 +489,24 @@ assert np.allclose(measured, predicted, atol=1e-3)
 table.round(4)
 
 # %% [markdown]
-# At the paper's rate $\beta a$ is so small that the weight is a half with either reference. There
-# the reference decides how the loss is *reported*, and nothing else. At the scaled rate $a$ is tens
-# of nats for a single pair, up or down. With the base model as reference, a pair has the larger
-# weight the further aligning had raised it. That run takes back, pair by pair, just what aligning
-# had done. The run with its own reference, which has no information about the base model, takes
-# back only part. So a reader of Figure 16 has to know the reference too, and not only a reader of
-# Figure 15.
+# At the paper's rate $\beta a$ is so small that the weight is one half with either reference. There
+# the reference decides how the loss is *reported*, and nothing else. At the scaled rate the $a$ of
+# a single pair is tens of nats, up or down. With the base model as reference, the more aligning had
+# raised the gap of a pair, the larger is the weight of the pair. This run takes back, pair by pair,
+# just what aligning had done. The run with its own reference has no information about the base
+# model, and takes back only a part. So a reader has to know the reference for Figure 16 as well as
+# for Figure 15.
 #
 # (ev-adapter)=
 # ### The adapter
 #
-# The two runs of Figure 15 differ in more than the model. From the base model $B = 0$, and at the
-# first step $A$ has no gradient. The adapter of the aligned model is a trained one, in which both
-# move. That is a property of the parametrization, not of what was learned. The control is in the
-# rows *merged* above: $\frac\alpha r BA$ is added to $W$ (`lora.merge`), which gives the same
-# aligned model, and it gets a new adapter, with the base model's $A$ and with $B = 0$. The cell
-# checks on the tiny network that merging leaves the function as it is.
+# The two runs of Figure 15 differ in more than the model. The run from the base model starts with
+# $B = 0$, so at the first step $A$ has no gradient. The run from the aligned model starts with a
+# trained adapter, in which both $A$ and $B$ move. This is a property of the parametrization, not of
+# what was learned. The rows *merged* above are a control. They start from the same aligned model:
+# $\frac\alpha r BA$ is added to $W$ (`lora.merge`). The model then gets a new adapter, with the
+# base model's $A$ and with $B = 0$. The cell checks on the tiny network that merging leaves the
+# log-probabilities unchanged up to rounding.
 
 # %%
 with torch.no_grad():
@@ -514,7 +523,7 @@ assert by_merging < by_adapter / 100
 # %% [markdown]
 # {numref}`fig-adapter` shows the lead with the trained adapter and with a new one.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Lead in held-out loss over the base model against step: with the adapter that was trained, and with a new one.", "name": "fig-adapter"}, "image": {"alt": "One panel a learning rate: the lead in held-out loss over the base model against step, one line for the aligned model with its own adapter and one for that with a new adapter."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Lead in held-out loss over the base model against step, with the trained adapter and with a new one.", "name": "fig-adapter"}, "image": {"alt": "One panel a learning rate: the lead in held-out loss over the base model against step, one line for the aligned model with its own adapter and one for that with a new adapter."}}
 fig, axes = grid(1)
 for ax, run in zip(axes[0], runs.values(), strict=True):
     for arm in own[1:]:
@@ -524,18 +533,20 @@ plots.legend_below(fig, axes[0, 0])
 plt.show()
 
 # %% [markdown]
-# At the scaled rate most of the lead in *training* loss is there with a new adapter too: it comes
-# from the model, not from the parametrization. Held out, either lead is largest in the first third
-# of the epoch, and the base model has caught up by its end; with a new adapter it is then ahead.
+# At the scaled rate, most of the lead in *training* loss remains with a new adapter. This part
+# comes from the model, not from the parametrization. In *held-out* loss, both leads are largest in
+# the first third of the epoch. By its end the base model has caught up with the trained adapter,
+# and is ahead of the new one.
 #
 # (ev-rounding)=
 # ### Rounding
 #
-# Merged or not, the aligned model is one function, so its gaps should be the same. In bf16 a number
-# has 8 significant bits, and a sum over the log-probabilities of a hundred tokens shows it. The
-# table has the root mean square over the held-out pairs, and the mean, of two differences of gaps:
-# merged less not merged, which is rounding alone, and aligned less base, which is what aligning
-# added.
+# Merged or not, the aligned model is the same function, so its gaps should be the same. But in bf16
+# a number has 8 significant bits, and the rounding becomes visible in a sum of log-probabilities
+# over a hundred tokens. The table shows two differences of gaps. *Rounding* is the gap of the
+# merged model minus the gap of the aligned model. *Added by aligning* is the gap of the aligned
+# model minus the gap of the base model. Of each it shows the root mean square (RMS) over the
+# held-out pairs, and the mean.
 
 # %%
 rows = {}
@@ -547,14 +558,14 @@ for rate, run in runs.items():
     }
     row = rows[f"{rate:g}"] = {}
     for name, x in differences.items():
-        row[f"{name}, a pair"] = np.sqrt((x**2).mean())
+        row[f"{name}, RMS"] = np.sqrt((x**2).mean())
         row[f"{name}, mean"] = x.mean()
 pd.DataFrame(rows).T.rename_axis("η").round(3)
 
 # %% [markdown]
-# At the paper's rate rounding moves a pair's gap about as far as aligning does. So what these runs
-# show of that aligned model is mostly rounding. The same would hold for anyone who trains in bf16
-# with so small a step, at least with a model of this size.
+# At the paper's rate, rounding changes a pair's gap about as much as aligning does. So what these
+# runs show of that aligned model is mostly rounding. The same would hold for anyone who trains in
+# bf16 with such small steps, at least with a model of this size.
 
 # %% [markdown]
 # ## At the paper's size
@@ -566,9 +577,9 @@ pd.DataFrame(rows).T.rename_axis("η").round(3)
 # papermill notebooks/08_hh_rlhf.ipynb out.ipynb -p tier paper
 # ```
 #
-# What it needs can be estimated. Frozen weights have no gradient and no optimizer state: that is
-# what LoRA saves. The cell counts float32 weights, their bf16 copies, and what the backward pass
-# keeps of one trie, which for frozen matrices is an upper bound.
+# We estimate what it needs. Frozen weights have no gradient and no optimizer state; this is what
+# LoRA saves. The cell counts float32 weights, their bf16 copies, and the activations of one trie
+# that the backward pass keeps. For frozen matrices the activations are an upper bound.
 
 # %%
 seven = AutoConfig.for_model(
@@ -583,10 +594,10 @@ tree = lm.Pairs(
 )
 tokens = len(tree.trie().tokens)
 need = memory.estimate(seven, tree, "autocast")
-# A and B of two d × d matrices a layer; 16 bytes a trained parameter.
+# A and B of two d × d matrices per layer; 16 bytes per trained parameter.
 adapter = 2 * 2 * lora.RANK * seven.hidden_size * seven.num_hidden_layers
 held = need.weights + need.copies + need.activations
-# 4 FLOP a weight and token: forward, and backward to the activations only.
+# 4 FLOP per weight and token: forward, and backward to the activations only.
 work = 4 * need.weights / 4 * tokens / counted * config.full_batch_size
 
 # %% tags=["hide-input"]
@@ -601,24 +612,24 @@ Markdown(
 # %% [markdown]
 # ## What was shown
 #
-# - At the paper's rate nothing can be said: a model of this size is not aligned by it, and what is
-#   left is rounding.
+# - At the paper's rate nothing can be concluded. This rate does not align a model of this size, and
+#   what remains is rounding.
 # - At the scaled rate the training loss on flipped labels falls faster from the aligned model. Most
 #   of that is due to what the model has learned, and not to the state of the adapter.
-# - Alignment is not undone within the epoch, unless the base model is the reference: then all of it
-#   is.
+# - Alignment is not undone within the epoch, unless the base model is the reference. Then all of it
+#   is undone.
 # - Both log-probabilities fall as the gap grows.
 # - Not shown: that any of this holds for long dialogues, or for a model and a data set of the
-#   paper's size. The few held-out pairs leave wide errors.
+#   paper's size. With few held-out pairs, the errors are wide.
 #
 # A claim counts as reproduced only if it holds at the worse of the two learning rates. F15 requires
 # a positive mean lead in training loss. F16 requires that nine tenths of the gap added by aligning
-# be gone by step 100 or the end of the epoch (partly: half), leaving out a rate at which aligning
-# had added nothing. All of this was written down before the runs on flipped labels.
+# be gone by step 100 or the end of the epoch (*partly* requires half). It leaves out a rate at
+# which aligning had added nothing. All of this was written down before the runs on flipped labels.
 #
 # So the value of F15 is the lead at the paper's rate. It is within two standard errors of zero, on
-# a model that this rate has not aligned: the scaled rate carries the verdict. The value of F16 is
-# the share undone at the scaled rate alone.
+# a model that this rate has not aligned. The evidence for F15 is the lead at the scaled rate. The
+# value of F16 is the share undone at the scaled rate alone.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("08_hh_rlhf", records)))
@@ -628,29 +639,29 @@ display(Markdown(claims.table("08_hh_rlhf", records)))
 # :label: ex-undone
 #
 # Let the gap of every pair be linear in the parameters. Let a run of $T$ steps move the parameters
-# by $\pm\eta T v$ wherever it starts, with $+$ for the given labels and $-$ for flipped ones. What
-# is the share undone after $t$ steps? What would have to happen for alignment to be undone *faster*
-# than it was made?
+# by $\pm\eta T v$, wherever it starts: $+$ on the given labels, $-$ on flipped labels. What is the
+# share undone after $t$ steps? What would have to happen for alignment to be undone *faster* than
+# it was made?
 # ```
 #
 # ```{solution} ex-undone
 # :class: dropdown
 #
-# With $q$ the gradient of the gap, aligning adds $\eta T\,q\cdot v$ to it, and $t$ flipped steps
-# take $\eta t\,q\cdot v$ away. The share is $t/T$. The run from the base model stays as far below
-# as it was at first, so in the second reading nothing is ever undone. Alignment is undone faster if
-# the gaps have become steeper in the parameters (that is the paper's explanation: larger
-# distinguishability; with LoRA, a $B$ that is no longer 0 has the same effect), or if the weights
-# $\sigma(-m)$ have grown: with the base model as reference, pairs with negative margins have larger
-# weights.
+# Let $q$ be the gradient of the gap. Aligning adds $\eta T\,q\cdot v$ to the gap, and $t$ flipped
+# steps take $\eta t\,q\cdot v$ away. The share undone is $t/T$. The gap in the run from the base
+# model falls equally fast and stays as far below as it was at the start. So relative to that run
+# nothing is ever undone. There are two ways to undo alignment faster. The gaps may have become
+# steeper in the parameters: this is the paper's explanation, larger distinguishability, and with
+# LoRA a $B$ that is no longer 0 has the same effect. Or the weights $\sigma(-m)$ may have grown:
+# with the base model as reference, pairs with negative margins have larger weights.
 # ```
 #
 # **To try.**
 #
 # - `papermill notebooks/08_hh_rlhf.ipynb out.ipynb -p beta 0.1`: with a larger $\beta$ the weights
 #   differ. Does the reference matter then?
-# - `-p full_learning_rate 3e-4`: another rate. What becomes of the table of rounding?
-# - In `experiments/hh_rlhf.py`, another `LENGTH`. Are long dialogues undone as soon?
+# - `-p full_learning_rate 3e-4`: another rate. How does the table of rounding change?
+# - Change `LENGTH` in `experiments/hh_rlhf.py`. Is the alignment on long dialogues undone as soon?
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.provenance()))

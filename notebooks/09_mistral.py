@@ -10,9 +10,10 @@
 # (second-llm)=
 # # The second LLM
 #
-# **You will see** what carries over to a model of another family: whether the same behaviors are
-# distinguishable in it, whether it learns them in that order, how two behaviors compete in it,
-# whether alignment makes it easier to misalign, and how training changes its hidden states.
+# **You will see** what carries over to a model of another family. Are the same behaviors
+# distinguishable in it? Does it learn them in the order of distinguishability? How do two behaviors
+# compete in it? Does alignment make it easier to misalign? How does training change its hidden
+# states?
 #
 # **It takes** fifteen minutes to read. The recorded runs replay in half a minute. **It needs**
 # nothing to replay. To train, it needs the data ({ref}`how-to-run`) and the second model. Read
@@ -26,12 +27,12 @@
 # :class: note
 # The paper's second model is Mistral-7B. The paper tier uses it too. The book tier uses
 # Gemma-3-270M. Its family, tokenizer, and training data differ from SmolLM2's, and it was not
-# trained on instructions. Its weights are dequantized from 4 bit, and its unembedding is tied to its
-# embedding. The smoke tier uses a tiny Mistral with random weights, which knows nothing: it only
-# shows that the page runs. As in the paper, $\beta = 0.01$, batches have 32 pairs, we train all
-# parameters for one epoch, and each run has one seed. We show the paper's learning rate and one
-# scaled by the rule of {ref}`full-finetuning`. Where the text says so, losses are held-out losses,
-# since these are less noisy.
+# trained on instructions. Its weights are dequantized from 4 bit, and its unembedding is tied to
+# its embedding. The smoke tier uses a tiny Mistral with random weights, which knows nothing: it
+# only shows that the page runs. As in the paper, $\beta = 0.01$, batches have 32 pairs, we train
+# all parameters for one epoch, and each run has one seed. We show the paper's learning rate and one
+# scaled by the rule of {ref}`full-finetuning`. Some tables and figures use held-out losses, since
+# these are less noisy; the text says where.
 # ```
 
 # %% tags=["parameters"]
@@ -90,17 +91,17 @@ display(
 # (ev-two-models)=
 # ## Two models, before training
 #
-# {ref}`case-study` describes hidden states by lengths: $\|\hat b\|$, $\|\hat\Sigma\|$, and constants
-# that compare them with $\sqrt d$. Such lengths mean little between two models. The gain of the
-# final norm sets the length of a hidden state. Dividing the unembedding by $c$ and multiplying the
-# hidden states by $c$ leaves the model the same. So the table has two kinds of rows: lengths, and
-# ratios from which the scale cancels ({prf:ref}`prop-ratios`). The numbers are medians over the
-# behaviors of Figure 10.
+# {ref}`case-study` describes hidden states by lengths: $\|\hat b\|$, $\|\hat\Sigma\|$, and the
+# constants $\Delta$, $c_v$, and $c_n$ that relate such lengths to the dimension $d$. It means
+# little to compare such lengths between two models. The gain of the final norm sets the length of a
+# hidden state. Dividing the unembedding by $c$ and multiplying the hidden states by $c$ leaves the
+# model the same. So the table has two kinds of rows: lengths, and ratios from which the scale
+# cancels ({prf:ref}`prop-ratios`). The numbers are medians over the behaviors of Figure 10.
 
 
 # %%
 def sizes(who):
-    """Medians over the behaviors of Figure 10 of lengths and ratios."""
+    """Lengths and ratios of a model: medians over the behaviors of Figure 10."""
     found = [who.states(behavior).geometry for behavior in main]
     b, mean, variance = np.array(
         [(m.distinguishability, m.mean_norm, m.cov_norm) for m in found]
@@ -142,8 +143,8 @@ def noise(g, labels):
 
 
 # %% [markdown]
-# We check it twice: on random states without any difference between the sides ($b = 0$), where
-# noise is all there is, and against the survey's record of the first model.
+# We check this function twice: on random states without any difference between the sides ($b = 0$),
+# where the whole distance is noise, and against the survey's record of the first model.
 
 # %%
 rng, labels = np.random.default_rng(0), np.repeat([1, -1], [30, 50])
@@ -180,7 +181,7 @@ for who in (records, other):
 survey = pd.DataFrame(columns)
 five = [behavior for behavior in main if behavior in survey.index]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of every available behavior under the first model (x-axis) and the second (y-axis), before training.", "name": "fig-survey"}, "image": {"alt": "A scatter plot with logarithmic axes: distinguishability under the first model on the x-axis, under the second on the y-axis. A gray point is a behavior; the behaviors of Figure 10 are colored."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of every available behavior before training: second model against first model.", "name": "fig-survey"}, "image": {"alt": "A scatter plot with logarithmic axes: distinguishability under the first model on the x-axis, under the second on the y-axis. A gray point is a behavior; the behaviors of Figure 10 are colored."}}
 fig, ax = plt.subplots(figsize=(5, 4.8))
 ax.plot(
     *survey["apart"].drop(five).to_numpy().T,
@@ -205,12 +206,12 @@ plt.show()
 
 # %% [markdown]
 # The table has the rank correlations between the two models, with 95 % intervals from resampling
-# behaviors with replacement. The second row removes from each distance the part that noise adds. The
-# third row divides the distance by the length of a state. The last row asks whether the models
-# share long states instead of large distances.
+# behaviors with replacement. The second row subtracts from each distance the part that noise adds.
+# The third row divides the distance by the length of a state. The last row compares the lengths
+# alone: do the models agree on which behaviors have long states?
 
 # %%
-titles = {"apart": "‖b̂‖", "clean": "‖b̂‖, less noise"}
+titles = {"apart": "‖b̂‖", "clean": "‖b̂‖, noise subtracted"}
 titles |= {"relative": "‖b̂‖ / mean ‖g‖", "length": "mean ‖g‖"}
 table = pd.DataFrame(
     [second_llm.agreement(*survey[what].to_numpy().T) for what in titles],
@@ -230,11 +231,11 @@ display(table.round(2), Markdown(f"Over **{len(survey)}** behaviors."))
 # ## Which learning rate?
 #
 # The paper trains Mistral-7B at $\eta = 10^{-6}$, a tenth of the rate for Llama-2-7B. It does not
-# say why. The two models are about equally large. So the reason for scaling a rate given in
-# {ref}`full-finetuning`, the number of parameters, does not apply. We use the rule fixed there: the
-# smallest multiple of the paper's rate, among 1, 3, 10, 30, and 100, at which *agreeableness* ends
-# its epoch with a held-out loss of 0.5 or less. The multiples are of this model's rate in the paper.
-# The rule was fixed before we saw any figure of this page.
+# say why. {ref}`full-finetuning` scaled the rate because of the number of parameters. This reason
+# does not apply, since the paper's two models are about equally large. We use the rule fixed there:
+# the smallest multiple of the paper's rate, among 1, 3, 10, 30, and 100, at which *agreeableness*
+# ends its epoch with a held-out loss of 0.5 or less. Here the paper's rate is its rate for
+# Mistral-7B. The rule was fixed before we saw any figure of this page.
 
 # %%
 rates = full_finetuning.rates(other, config.beta)
@@ -253,10 +254,11 @@ Markdown(f"Learning rates: {listed}.")
 
 # %% [markdown]
 # A step of AdamW moves a parameter by about $\eta$. How much the answers then change depends on the
-# model. The next table shows both models after one epoch, as medians over the behaviors of Figure 10
-# on held-out statements. If the log-ratio (*gap*) grew in proportion to $\eta$, the second column
-# would have equal entries at both rates of a model. Between the models, this column compares how far
-# one unit of learning rate moves the answers.
+# model. The next table shows both models after one epoch, as medians over the behaviors of Figure
+# 10 on held-out statements. The second column divides the growth of the log-ratio (*gap*) by
+# $\eta$. If the growth were proportional to $\eta$, this column would have equal entries at both
+# rates of a model. Between the models, it compares how far one unit of learning rate moves the
+# answers.
 
 # %%
 rows = {}
@@ -298,7 +300,7 @@ steps.round(3)
 
 # %%
 def curves(rate):
-    """Loss of each behavior trained alone: (behaviors, 2, T + 1), batches and held out."""
+    """Losses of each behavior trained alone, (behaviors, 2, T + 1): batch, held-out."""
     return full_finetuning.stacked(other, main, config.beta, rate, "loss")[
         :, 0, 0
     ]
@@ -306,7 +308,7 @@ def curves(rate):
 
 losses = {rate: curves(rate) for rate in dict.fromkeys(rates.values())}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Full fine-tuning of the second model: loss of the batches (left) and held-out loss (right), one run per behavior (the paper's Figure 10).", "name": "fig-ten"}, "image": {"alt": "A grid of panels, one row a learning rate, of loss against step for the behaviors of Figure 10: training batches left, held-out statements right. All start at log 2."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss (left) and held-out loss (right) of the second model against step, one run per behavior (the paper's Figure 10).", "name": "fig-ten"}, "image": {"alt": "A grid of panels, one row a learning rate, of loss against step for the behaviors of Figure 10: training batches left, held-out statements right. All start at log 2."}}
 fig, axes = plt.subplots(
     len(losses), 2, figsize=(7.4, 3 * len(losses) + 1), squeeze=False
 )
@@ -397,9 +399,9 @@ priorities = pd.DataFrame(rows).T.rename_axis("pair")
 priorities.astype(float).round(2)
 
 # %% [markdown]
-# The claim is that a larger priority gap goes with a larger difference in loss. So before the losses,
-# note which of the two rows has the larger gap. {numref}`fig-twelve` shows the held-out loss of each
-# behavior.
+# The paper claims that a larger priority gap goes with a larger difference in loss. So before
+# looking at the losses, note which of the two pairs has the larger gap. {numref}`fig-twelve` shows
+# the held-out loss of each behavior.
 
 # %%
 pair_losses = {
@@ -408,7 +410,7 @@ pair_losses = {
     for rate in dict.fromkeys(rates.values())
 }  # each (2, T + 1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss of each behavior of the two pairs of Figure 12, trained together, one run each.", "name": "fig-twelve"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss against step of the two behaviors of each pair, trained together (the paper's Figure 12).", "name": "fig-twelve"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}}
 fig, axes = plt.subplots(
     2, len(losses), figsize=(3.7 * len(losses), 7), squeeze=False
 )
@@ -430,14 +432,14 @@ plots.legend_below(fig, axes[0, 0], ncols=1)
 plt.show()
 
 # %% [markdown]
-# "Close for most of training" needs a number. A difference in loss alone will not do: at a small
-# learning rate all losses are close. So we call two losses close at step $t$ if the slower one has
-# decreased from $\log 2$ by at least half as much as the faster one:
+# The claim that two losses stay "close for most of training" needs a number. A difference in loss
+# alone will not do: at a small learning rate all losses are close. So we call two losses close at
+# step $t$ if the slower one has decreased from $\log 2$ by at least half as much as the faster one:
 #
 # $$\min_i\,(\log 2 - L_i(t)) \;\ge\; \tfrac12 \max_i\,(\log 2 - L_i(t)).$$
 #
-# The last column has the share of steps at which they are close. The claim about pair (b) requires
-# more than one half.
+# The last column of the table is the share of steps at which they are close. The claim about pair
+# (b) requires more than one half. *Leads* means that a behavior has the lower loss.
 
 
 # %%
@@ -468,22 +470,24 @@ assert worst == second_llm.pair_close(other, "") or "scaled" not in rates
 
 # %% [markdown]
 # Both claims pass. Still, pair (b) is evidence against the theory. Under this model, as under the
-# paper's, (a) has the larger priority gap by far. At the scaled rate the losses of (a) differ
+# paper's model, (a) has by far the larger priority gap. At the scaled rate the losses of (a) differ
 # clearly more than those of (b). At the paper's rate the two differences are almost equal, and what
 # decides the verdict there is too small to count as evidence. In (b) the *less* distinguishable
 # behavior, which has the lower priority, has the lower loss at every step and at both rates. So the
-# sign of $P_1 - P_2$ did not even predict which of the two is learned first. The priority levels (5)
-# describe the first step of the last layer. They do not describe what the layers below contribute.
+# sign of $P_1 - P_2$ did not even predict which of the two is learned first. The priority levels
+# (5) describe the first step of the last layer. They do not describe what the layers below
+# contribute.
 
 # %% [markdown]
 # (ev-figure-eleven)=
 # ## Misalignment
 #
-# {numref}`fig-eleven` is the paper's Figure 11, which repeats Figure 9 for the second model. One run
-# trains the base model on flipped labels. Another starts from the model aligned on the true labels
-# for an epoch. All else is equal, and each run takes its starting model as its reference, so that
-# both losses begin at $\log 2$. The third run starts from the aligned model but keeps the base model
-# as its reference. Its loss begins where alignment has put it, so this is a different comparison.
+# {numref}`fig-eleven` is the paper's Figure 11, which repeats Figure 9 for the second model. One
+# run trains the base model on flipped labels. Another starts from the model aligned on the true
+# labels for an epoch. All else is equal. Each of the two runs takes its starting model as its
+# reference, so both losses begin at $\log 2$. The third run starts from the aligned model but keeps
+# the base model as its reference. Its loss begins where alignment has put it, so this is a
+# different comparison.
 
 # %%
 two = second_llm.two(records)
@@ -494,7 +498,7 @@ flipped = {
     for name, rate in rates.items()
 }  # each (arms, 2, T + 1): the batches, and held out
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels, from the base and from the aligned second model (the paper's Figure 11).", "name": "fig-eleven"}, "image": {"alt": "A grid of panels, one row a behavior and one column a learning rate, of the training loss on flipped labels against step: from the base model, from the aligned model, and from the aligned model with the base model as reference."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels against step, from the base and the aligned second model (the paper's Figure 11).", "name": "fig-eleven"}, "image": {"alt": "A grid of panels, one row a behavior and one column a learning rate, of the training loss on flipped labels against step: from the base model, from the aligned model, and from the aligned model with the base model as reference."}}
 fig, axes = plt.subplots(
     2, len(rates), figsize=(3.7 * len(rates), 6.6), squeeze=False
 )
@@ -538,13 +542,13 @@ table = (
 table.rename(index=lambda name: plots.short(name, 40), level=0)
 
 # %% [markdown]
-# The lead is positive for both behaviors at both rates, on training and on held-out pairs: the claim
-# reproduces under the second model. As under the first model, the lead is much smaller for the
-# behavior of low distinguishability: alignment had changed little there that could be undone. A
-# positive mean lead over the epoch need not mean a lead at its end. On the last batch the loss from
-# the base model is lower in every panel but one, the second behavior at the scaled rate. On held-out
-# pairs, the run from the base model has overtaken the other only for the first behavior at the
-# scaled rate.
+# The lead is positive for both behaviors at both rates, on training and on held-out pairs: the
+# claim reproduces under the second model. As under the first model, the lead is much smaller for
+# the behavior of low distinguishability: alignment had changed little there that could be undone. A
+# positive mean lead over the epoch need not mean a lead at its end. On the last batch the run from
+# the base model has the lower loss in every panel except one, the second behavior at the scaled
+# rate. On held-out pairs, it has the lower loss at the end in one panel only, the first behavior at
+# the scaled rate.
 
 # %% [markdown]
 # (ev-figure-thirteen)=
@@ -552,7 +556,8 @@ table.rename(index=lambda name: plots.short(name, 40), level=0)
 #
 # Figures 13 and 14 show a behavior of low and one of high distinguishability before and after
 # training. {numref}`fig-thirteen` shows them at the last of the learning rates above, with UMAP
-# fitted separately and jointly. {ref}`ev-blind` explains what such pictures cannot show.
+# fitted separately and jointly. On the joint maps the states before training are pale.
+# {ref}`ev-blind` explains what such pictures cannot show.
 
 # %%
 last_rate = list(rates.values())[-1]
@@ -566,7 +571,7 @@ maps = [
     for b in two
 ]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Hidden states of two behaviors under the second model: before, after, and both on one map with the states before training pale (the paper's Figures 13 and 14, one row each).", "name": "fig-thirteen"}, "image": {"alt": "Two rows of scatter plots, one a behavior: hidden states before training, after training, and both on one map with those before in pale colors. Green discs are statements whose preferred answer is Yes, gray crosses those whose preferred answer is No."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of two behaviors' hidden states under the second model: before, after, and both (the paper's Figures 13 and 14).", "name": "fig-thirteen"}, "image": {"alt": "Two rows of scatter plots, one a behavior: hidden states before training, after training, and both on one map with those before in pale colors. Green discs are statements whose preferred answer is Yes, gray crosses those whose preferred answer is No."}}
 fig, axes = plt.subplots(2, 3, figsize=(9.6, 6.6))
 for number, row, (arrays, sides) in zip((13, 14), axes, maps, strict=True):
     panels = {
@@ -593,12 +598,12 @@ plots.legend_below(fig, axes[0, 0])
 plt.show()
 
 # %% [markdown]
-# The table has the numbers in the original space, before → after. $q_1 = \|\hat\Sigma\|/\|\hat b\|$ is
-# the paper's ratio as {ref}`ev-measured-change` reads it, and $q_2 = \|\hat\Sigma\|/\|\hat b\|^2$ is the
-# ratio that is free of scale. The variance along $\hat b$, divided by $\|\hat b\|^2$, is $v$. Where
-# $q_2$ after training is below $v$ before training, the statements are separated better along
-# $\hat b$ than before, and no change of scale or stretching can produce this
-# ({prf:ref}`prop-ratios`).
+# The table shows the numbers in the original space, before → after training.
+# $q_1 = \|\hat\Sigma\|/\|\hat b\|$ is the paper's ratio as {ref}`ev-measured-change` reads it.
+# $q_2 = \|\hat\Sigma\|/\|\hat b\|^2$ is the ratio that is free of scale. $v$ is the variance along
+# $\hat b$ divided by $\|\hat b\|^2$. Where $q_2$ after training is below $v$ before training, the
+# statements are separated better along $\hat b$ than before. No change of scale or stretching can
+# produce this ({prf:ref}`prop-ratios`).
 
 # %%
 rows = {}
@@ -637,13 +642,13 @@ table.rename(index=lambda name: plots.short(name, 30), level=0)
 # No single card of {ref}`hardware` has enough memory for the runs on flipped labels. Both models are
 # gated on the hub: request access on their pages, then run `hf auth login`.
 #
-# The table shows what the runs need, computed as in {ref}`hardware`: memory on the one GPU that runs
-# them, and floating-point operations. A weight of the layers costs 6 operations per token trained
-# on, and 2 per token that is only read. A batch has 32 prompts that share 11 tokens and have 21 of
-# their own. An epoch has 900 statements of a behavior to train on and 100 held out. Measuring hidden
-# states and the survey only read, and come on top. Divide the operations by what the GPU does in a
-# second for a lower bound on the time. Each step also reads and writes all weights and both averages
-# of AdamW.
+# The table shows what the runs need, computed as in {ref}`hardware`: memory on the one GPU that
+# runs them, and floating-point operations. A weight of the layers costs 6 operations per token that
+# is trained on, and 2 per token that passes forward only. A batch has 32 prompts that share 11
+# tokens and have 21 of their own. An epoch has 900 statements of a behavior to train on and 100
+# held out. The table leaves out the forward passes for the survey and for measuring hidden states.
+# Divide the operations by what the GPU does in a second for a lower bound on the time. Each step
+# also reads and writes all weights and both averages of AdamW.
 
 # %%
 shared, own, batch_size = 11, 21, 32
@@ -655,13 +660,11 @@ yes, no, group = (
 )
 batch = lm.Pairs(prompts, yes, no, group)
 need = memory.estimate(MistralConfig(), batch, "autocast")
-weights = (
-    need.copies // 2
-)  # of the layers' matrices: the copies have two bytes each
+weights = need.copies // 2  # of the layers: a copy of a weight has two bytes
 
 
 def epoch(behaviors, measured=True):
-    """Operations of an epoch, with the held-out pairs measured at every step or not."""
+    """Operations of an epoch; ``measured``: held-out pairs are, at every step."""
     steps = -(-900 * behaviors // batch_size)
     trained = 6 * steps * len(batch.trie().tokens)
     held_out = 2 * (steps + 1) * (shared + own * 100 * behaviors)
@@ -669,9 +672,7 @@ def epoch(behaviors, measured=True):
 
 
 # %%
-extra = (
-    2 * need.weights
-)  # the base and the aligned weights, kept beside those trained
+extra = 2 * need.weights  # the base and the aligned weights, kept as well
 runs = {
     "one behavior (F10, F13, F14, the rule)": (7, need.total, 7 * epoch(1)),
     "a pair (F12)": (2, need.total, 2 * epoch(2)),
@@ -700,15 +701,16 @@ needs = pd.DataFrame(runs, index=["runs", "GB", "10¹⁵ operations"]).T
 # ## What was shown
 #
 # We judge the claims by the same tests as their counterparts for the first model, at the worse of
-# the two learning rates, with the same thresholds. F12b has no such counterpart, so its test was
-# written down before its runs. We left out other seeds, other values of $\beta$, the first step of all
-# parameters, and small numbers of flipped examples.
+# the two learning rates, with the same thresholds. F12b has no such counterpart, so we wrote its
+# test down before its runs. This page leaves out other seeds, other values of $\beta$, the first
+# step of all parameters, and small numbers of flipped examples.
 #
-# So "similar behavior occurs" holds, also where the paper is contradicted: that the sides become more
-# concentrated did not reproduce under the first model, and does not under the second. The order of
-# distinguishability is kept better than before, and is largely the same in both models. New is a
-# doubt about the priority levels. Two models are two data points. Where they differ, the tables above
-# show other differences between them, but not which of these matter.
+# So the paper's "similar behavior occurs" holds. It holds even where the results contradict the
+# paper: the claim that the sides become more concentrated did not reproduce under the first model,
+# and does not under the second. The second model keeps the order of distinguishability better than
+# the first, and this order is largely the same in both models. The doubt about the priority levels
+# is new. Two models are two data points. Where their results differ, the tables above show other
+# differences between the models, but not which of these differences matter.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(claims.table("09_mistral", records)))
@@ -726,11 +728,11 @@ display(Markdown(claims.table("09_mistral", records)))
 # ````{solution} ex-noisy-ranks
 # :class: dropdown
 # On average it has no effect: adding the same number to all squares keeps every order. So "less
-# noise" can change ranks only where ${\rm Tr}\,S$ differs between behaviors. A single draw scatters:
+# noise" can change ranks only where ${\rm Tr}\,S$ differs between behaviors. A single draw varies:
 # $\hat b = b + e$, where $e$ has covariance $S$, and $\|\hat b\|^2$ has variance
-# $4\,b\cdot Sb + 2\,{\rm Tr}\,S^2$. Two behaviors are likely to swap places where their $\|b\|^2$
-# differ by less than the square root of the sum of their variances. Both terms shrink with $n$, so
-# the correlation measured here is, if anything, too low.
+# $4\,b\cdot Sb + 2\,{\rm Tr}\,S^2$. Two behaviors are likely to swap places if their $\|b\|^2$
+# differ by less than the square root of the sum of the two variances. Both terms of the variance
+# shrink with $n$, so the correlation measured here is, if anything, too low.
 # ````
 #
 # **To try.**
@@ -738,7 +740,7 @@ display(Markdown(claims.table("09_mistral", records)))
 # - `papermill notebooks/09_mistral.ipynb out.ipynb -p full_learning_rate 1e-5`: the second model at
 #   the learning rate that the paper uses for its first.
 # - `survey.sort_values(("relative", second_name))` with `second_name = other.config.model`: which
-#   behaviors are least distinguishable in the second model, and are they so in the first?
+#   behaviors are least distinguishable in the second model, and are they also in the first?
 # - `papermill notebooks/01_case_study.ipynb out.ipynb -p model gemma-3-270m`: how fast the last
 #   layer alone learns the five behaviors under this model.
 

@@ -10,10 +10,10 @@
 # (atlas)=
 # # An atlas of behaviors
 #
-# **You will see** every available behavior, before training and after: its distinguishability, what
-# can be proven about its training, how fast the last layer learns it, and, for some drawn at random,
-# how fast all parameters learn it. Then we ask which of seven quantities known before training
-# predicts that speed best, and where they are wrong.
+# **You will see** every available behavior, before and after training: its distinguishability, what
+# can be proven about its training, and how fast the last layer learns it. For some behaviors drawn
+# at random, you will also see how fast full fine-tuning learns them. Then we ask which of seven
+# quantities known before training predicts the speed best, and where the predictions fail.
 #
 # **It takes** ten minutes to read. The recorded runs replay in a minute. **It needs** nothing to
 # replay. To measure anew, it needs the data and the model ({ref}`how-to-run`). Read
@@ -21,8 +21,8 @@
 #
 # The paper shows five behaviors of varying distinguishability, and five are easily put in order. A
 # practitioner wants to know whether distinguishability also orders behaviors that nobody chose. So
-# we fixed the following before any run: the measures, the predictors, and a random sample of
-# behaviors for full fine-tuning, from which the behaviors of the other chapters are excluded. We
+# we fixed three things before any run: the measures, the predictors, and a random sample of
+# behaviors for full fine-tuning. The sample excludes the behaviors of the other chapters. We
 # changed one measure later, as {ref}`ev-speed` says.
 
 # %% tags=["parameters"]
@@ -68,18 +68,18 @@ display(Markdown(f"{counts} for full fine-tuning."))
 # (ev-speed)=
 # ## What is predicted, and from what
 #
-# The *learning speed* of a behavior is $\log 2$ less its mean held-out loss over the steps,
+# The *learning speed* of a behavior is $\log 2$ minus its held-out loss averaged over the steps,
 #
 # $$\text{speed} = \log 2 - \frac1{T+1}\sum_{t=0}^{T} L_t ,$$
 #
-# the mean distance between the loss curve and its start. The last layer's speed comes from the
-# training of {ref}`case-study`, as the median over its seeds. The speed of all parameters comes from
-# one epoch of full fine-tuning at the scaled rate of {ref}`full-finetuning`.
+# that is, how far the loss curve lies below its start on average. The last layer's speed comes from
+# the training of {ref}`case-study`, as the median over its seeds. The speed of all parameters comes
+# from one epoch of full fine-tuning at the scaled rate of {ref}`full-finetuning`.
 
 
 # %%
 def speed(loss):
-    """Of losses (…, T + 1): log 2 less their mean over the steps."""
+    """log 2 minus the mean over the steps of losses (…, T + 1)."""
     return np.log(2) - loss.mean(-1)
 
 
@@ -96,19 +96,20 @@ Markdown(f"Speeds of all parameters are over the first **{steps}** steps.")
 
 # %% [markdown]
 # Speeds can be compared only over equally many steps. One of the behaviors drawn has half as many
-# statements as the others, and so half as many steps in its epoch. Therefore $T$ for full
-# fine-tuning is the number of steps that all drawn behaviors have. An earlier version of this page
+# statements as the others, and so half as many steps in its epoch. Therefore, for full fine-tuning,
+# $T$ is the largest number of steps that every drawn behavior has. An earlier version of this page
 # took the mean over each behavior's own epoch. {ref}`ev-predictors` shows what this choice changes.
 #
 # The following is known before training. All of it comes from the training statements, except for
 # the score of the probe:
 #
 # - $\|\hat b\| = \|\hat\mu_+ - \hat\mu_-\|$, the paper's measure;
-# - the same without the noise of the two sample means ({ref}`second-llm`);
+# - the same with the noise of the two sample means subtracted ({ref}`second-llm`);
 # - the *certificate* ({prf:ref}`thm-certificate`): the loss decrease proven for gradient descent, as a
 #   mean over the steps;
-# - a *linear probe*, logistic regression on standardized states: its mean margin and its accuracy on
-#   the held-out statements. Speed is measured on the same statements, which may favor the probe;
+# - a *linear probe*, logistic regression on standardized states: its mean margin, and its accuracy
+#   on the held-out statements. Speed is measured on the same held-out statements, which may favor
+#   the probe;
 # - the *base model's* answers: how often it already prefers the chosen answer, and its mean gap.
 #
 # {numref}`fig-atlas` shows $\|\hat b\|$ against both speeds.
@@ -146,15 +147,15 @@ plt.show()
 # ## Which predictor is best?
 #
 # The table has rank correlations with the speed, and 95 % intervals from resampling behaviors with
-# replacement. Two columns are over all behaviors, for the last layer: on training statements and, as
-# *all*, on held-out statements. Two columns are over the drawn behaviors: for the last layer and for
-# all parameters. The drawn behaviors exclude those of the other chapters, because rules of this book
-# were set while looking at those.
+# replacement. Two columns cover all behaviors, for the last layer: its speed on training statements
+# (*training*), and on held-out statements (*all*). Two columns cover the drawn behaviors: held-out
+# speed of the last layer, and of all parameters. The drawn behaviors exclude the behaviors of the
+# other chapters, because rules of this book were set while looking at those.
 
 
 # %%
 def in_words(statistic, *columns):
-    """A statistic with its interval; a dash for few, missing or equal values."""
+    """A statistic with its interval; a dash if values are few, missing or equal."""
     if any(len(x) < 10 or x.isna().any() or x.nunique() < 2 for x in columns):
         return "–"
     values = statistic(*(x.to_numpy() for x in columns))
@@ -163,7 +164,7 @@ def in_words(statistic, *columns):
 
 # %%
 def correlations(found, titles, target):
-    """Rank correlations: a row a column of ``found``, a column a speed."""
+    """Rank correlations: one row per column of ``found``, one column per speed."""
     rows = {title: {} for title in titles.values()}
     for what in atlas.SPEEDS:
         y = target(found, what)
@@ -173,12 +174,12 @@ def correlations(found, titles, target):
 
 
 def speed_of(found, what):
-    """The speeds of a column of the tables, a row a behavior."""
+    """The speeds that a column of the tables is about, one per behavior."""
     return atlas.SPEEDS[what](found)
 
 
 # %%
-titles = {"apart": "‖b̂‖", "clean": "‖b̂‖, less noise"}
+titles = {"apart": "‖b̂‖", "clean": "‖b̂‖, noise subtracted"}
 titles |= {"certified": "certificate: proven loss decrease"}
 titles |= {f"probe {x}": f"linear probe, {x}" for x in ("margin", "accuracy")}
 titles |= {f"base {x}": f"base model, {x}" for x in ("accuracy", "gap")}
@@ -191,9 +192,9 @@ correlations(found, titles, speed_of)
 
 # %% [markdown]
 # On a hundred behaviors that nobody chose, $\|\hat b\|$ and the certificate order the speeds of the
-# last layer almost perfectly. A linear probe asks how well the best boundary separates the statements,
-# and not how far apart their means are. It does much worse. How the base model answers says little
-# about how fast the last layer will learn.
+# last layer almost perfectly. A linear probe asks how well the best boundary separates the
+# statements, and not how far apart their means are. It predicts much worse. How the base model
+# answers says little about how fast the last layer will learn.
 #
 # **For all parameters the result is different.** No predictor stands out: the probe's margin,
 # the certificate, and $\|\hat b\|$ have nearly the same correlation. The correlation of $\|\hat b\|$ is
@@ -220,15 +221,15 @@ same_behaviors = pd.DataFrame(columns)
 display(same_behaviors, Markdown(f"Over **{len(full_epoch)}** behaviors."))
 
 # %% [markdown]
-# For the same behaviors, both scores of the probe have higher correlations over the whole epoch. The
-# correlation of $\|\hat b\|$ hardly changes. This page used to compare unequal numbers of steps, and
-# reported the highest correlation for the probe's margin. On these behaviors it is the highest over
-# the whole epoch. Over the first half it is only a little higher than the correlations of $\|\hat b\|$
-# and the certificate.
+# For the same behaviors, both scores of the probe have higher correlations over the whole epoch.
+# The correlation of $\|\hat b\|$ hardly changes. This page used to compare unequal numbers of
+# steps, and reported the highest correlation for the probe's margin. On these behaviors, the
+# probe's margin has the highest correlation over the whole epoch. Over the first half, its
+# correlation is only a little higher than the correlations of $\|\hat b\|$ and the certificate.
 #
-# The intervals of two predictors may overlap although one is better on every sample of behaviors,
-# since both are measured on the same behaviors. The next table has the *advantage* of a predictor
-# $x$ over $\|\hat b\|$: the difference of their rank correlations with the speed $y$,
+# Any two predictors are measured on the same behaviors. So their intervals may overlap although one
+# predictor is better on every sample of behaviors. The next table shows the *advantage* of a
+# predictor $x$ over $\|\hat b\|$: the difference of their rank correlations with the speed $y$,
 #
 # $$\rho(x, y) - \rho(\|\hat b\|, y),$$
 #
@@ -237,7 +238,7 @@ display(same_behaviors, Markdown(f"Over **{len(full_epoch)}** behaviors."))
 
 # %%
 def advantage(one, other, speeds):
-    """By how much ``one`` correlates more with speeds (m,) than ``other``; interval."""
+    """ρ of ``one`` with speeds (m,) minus ρ of ``other``, with its interval."""
 
     def difference(a, b, y, axis=-1):
         rho = [stats.spearmanrho(x, y, axis=axis).statistic for x in (a, b)]
@@ -268,16 +269,18 @@ Markdown(f"Advantage of the probe's margin over the whole epoch: **{ahead}**.")
 # (ev-decided)=
 # ## What is proven, and does it hold?
 #
-# The certificate does not correlate, it proves. A pair of behaviors is *decided* if the lower bound on
-# the loss decrease of one exceeds the upper bound on the loss decrease of the other. This is a theorem
-# about gradient descent on the training statements. The runs here use minibatches, are measured on
-# held-out statements, and in the last row train all parameters. So it may fail, and the table says how
-# often. It also says how often $\|\hat b\|$ gives the right order of two behaviors.
+# The certificate does more than correlate: it proves an order. A pair of behaviors is *decided* if
+# the lower bound on the loss decrease of one exceeds the upper bound on the loss decrease of the
+# other. The proof holds for gradient descent on the training statements. The runs here use
+# minibatches, are measured on held-out statements in all rows but one, and in the last row train
+# all parameters. So the proven order may fail. The column *of these as proven* shows how often it
+# holds among the decided pairs. The column *all as ‖b̂‖ orders* shows in what share of all pairs
+# $\|\hat b\|$ gives the right order.
 
 
 # %%
 def decided(found, what):
-    """Over pairs of behaviors: are the certificate and ‖b̂‖ right about a speed?"""
+    """How often the certificate and ‖b̂‖ order pairs of behaviors as a speed does."""
     y = speed_of(found, what)
     rows = found.loc[y.index, ["certified", "certified, most", "apart"]]
     least, most, apart = rows.to_numpy().T
@@ -303,26 +306,27 @@ shares = pd.DataFrame(
 shares.astype(float).round(3)
 
 # %% [markdown]
-# More than nine pairs in ten are decided. Of these, nearly all were measured in the proven order on the
-# training statements, more than nine in ten on held-out statements, and more than three in four where
-# all parameters were trained. Over all pairs, $\|\hat b\|$ gives the right order in nearly as large a
-# share, although it also decides the close calls that the certificate leaves open.
+# More than nine pairs in ten are decided. Of these, nearly all were measured in the proven order on
+# the training statements, more than nine in ten on held-out statements, and more than three in four
+# where all parameters were trained. Over all pairs, $\|\hat b\|$ gives the right order in nearly as
+# large a share, although it also orders the close pairs that the certificate leaves open.
 
 # %% [markdown]
 # (ev-reasons)=
 # ## Where the prediction fails, and why
 #
-# The *surprise* of a behavior is the residual of its rank by speed after a linear fit on its rank by
-# $\|\hat b\|$. It is positive where the behavior was learned faster than predicted. We do not use the
-# plain difference of the two ranks: where the prediction is imperfect, this difference decreases
-# with $\|\hat b\|$ itself, so that anything correlated with $\|\hat b\|$ would look like a reason.
-# Does anything known before training explain the surprise? The table has its rank correlations with
-# six candidates.
+# The *surprise* of a behavior is the residual of its rank by speed after a linear fit on its rank
+# by $\|\hat b\|$. It is positive where the behavior was learned faster than predicted. We do not
+# use the plain difference of the two ranks: where the prediction is imperfect, this difference
+# decreases with $\|\hat b\|$ itself, so that anything correlated with $\|\hat b\|$ would look like
+# a reason. Does anything known before training explain the surprise? The table shows its rank
+# correlations with six candidates. (*Common mean* is the midpoint
+# $\bar\mu = (\hat\mu_+ + \hat\mu_-)/2$. *Label confidence* is a field of the data.)
 
 
 # %%
 def surprise(found, what):
-    """Ranks by speed less those of the least-squares line in ranks by ‖b̂‖."""
+    """Residuals of the ranks by speed after a linear fit on the ranks by ‖b̂‖."""
     y = speed_of(found, what).rank()
     if len(y) < 2:
         return y - y
@@ -342,19 +346,20 @@ reasons = {
 correlations(found, reasons, surprise)
 
 # %% [markdown]
-# They explain little. Of the held-out intervals, two exclude zero: the cosine of $\hat b$ and the common
-# mean for the last layer over all behaviors, and the accuracy of the base model for all parameters. Of
-# eighteen intervals about one would do so by chance. For the last layer, the first column of the table
-# in {ref}`ev-predictors` has the answer. We looked at it only after we had seen the surprises below.
-# **On the statements it is trained on, the last layer's speed is predicted almost without error.**
-# Where the prediction fails, the hundred held-out statements are easier or harder than the training
-# statements. This comes from how the statements were split. No property of the behavior is needed to
-# explain it. For all parameters the failures are larger. The second interval that excludes zero hints
-# that behaviors are learned faster than predicted if the base model already answers them well; one such
-# interval is weak evidence. What explains these failures remains open.
+# The candidates explain little. Of the eighteen intervals for held-out speeds, two exclude zero:
+# the cosine of $\hat b$ and the common mean for the last layer over all behaviors, and the accuracy
+# of the base model for all parameters. By chance, about one of eighteen would exclude zero. For the
+# last layer, the first column of the table in {ref}`ev-predictors` gives the explanation. We looked
+# at it only after we had seen the surprises below. **On the statements it is trained on, the last
+# layer's speed is predicted almost without error.** Where the prediction fails, the hundred
+# held-out statements are easier or harder than the training statements. This comes from how the
+# statements were split, and needs no property of the behavior as its explanation. For all
+# parameters the failures are larger. The second interval that excludes zero hints that behaviors
+# are learned faster than predicted if the base model already answers them well; one such interval
+# is weak evidence. What explains these failures remains open.
 #
-# Below are the five behaviors of the largest surprise, in ranks, in either direction, for each speed,
-# with what might explain it.
+# For each speed, the tables below show the five behaviors with the largest surprise in either
+# direction, in ranks, and the candidates that might explain it.
 
 # %%
 for what in atlas.SPEEDS:
@@ -377,7 +382,7 @@ for what in atlas.SPEEDS:
 shown = ["apart", "last layer", "all parameters", "clean", "certified"]
 shown += ["certified, most", "probe margin", "probe accuracy", "base accuracy"]
 shown += ["base gap", "common", "along", "spread", "confidence", "length"]
-renamed = {"apart": "‖b̂‖", "clean": "‖b̂‖ less noise", "spread": "‖Σ̂‖"}
+renamed = {"apart": "‖b̂‖", "clean": "‖b̂‖, noise subtracted", "spread": "‖Σ̂‖"}
 renamed |= {"certified": "proven", "certified, most": "at most"}
 renamed |= {"common": "‖μ̄‖", "along": "cos(b̂, μ̄)"}
 browse(
@@ -392,23 +397,24 @@ browse(
 # ## What was shown
 #
 # The paper makes no claim about behaviors beyond its figures, so no row of the scorecard depends on
-# this page. The page asks the paper's question about behaviors that were not chosen, and with
+# this page. This page asks the paper's question about behaviors that were not chosen, and gives
 # intervals.
 #
 # - The paper's measure holds up for the last layer. It orders the speeds as well as the certificate
 #   does, and better than a probe or the base model's answers do.
 # - Its errors there are sampling errors: the held-out statements differ from the training statements.
-# - For all parameters it predicts less: its rank correlation is positive, and so is its interval, but
-#   it is far from perfect. Over equally many first steps, a probe's margin and the certificate do
-#   about as well. Over the whole epoch the probe's margin had the highest correlation, but not beyond
-#   chance. To predict which behavior full fine-tuning learns first, use both.
+# - For all parameters the measure predicts less well: its rank correlation is positive, and so is
+#   the interval, but the correlation is far from perfect. Over equally many first steps, a probe's
+#   margin and the certificate do about as well. Over the whole epoch the probe's margin had the
+#   highest correlation, but not beyond chance. To predict which behavior full fine-tuning learns
+#   first, use both $\|\hat b\|$ and the probe.
 #
-# What differs from the other chapters: all parameters were trained at one learning rate, with one
-# seed. Few behaviors give wide intervals, and the behaviors of one collection are not a sample of all
-# that one might teach. The certificate uses all training statements of the last layer: their lengths,
-# how they overlap, and which of them pull against the others. It does not know the order of the
-# minibatches, the held-out statements, or how the layers below will change. Where one of these
-# decides which behavior is faster, the certificate cannot know it.
+# This page differs from the other chapters: all parameters were trained at one learning rate, with
+# one seed. Few behaviors give wide intervals, and the behaviors of one collection are not a sample
+# of all that one might teach. The certificate uses the last layer's hidden states of all training
+# statements: their lengths, how they overlap, and which of them pull against the others. It does
+# not know the order of the minibatches, the held-out statements, or how the layers below will
+# change. Where one of these decides which behavior is faster, the certificate cannot predict it.
 
 # %% [markdown]
 # ```{exercise} Why does a speed limit not make an order?
@@ -434,7 +440,7 @@ browse(
 #
 # **To try.**
 #
-# - `found.sort_values("base gap")`: the behaviors that the base model already has, or lacks.
+# - `found.sort_values("base gap")`: the behaviors that the base model already shows, or does not.
 # - `surprise(found, "last layer, all").sort_values()`: all surprises of the last layer.
 # - `papermill notebooks/10_atlas.ipynb out.ipynb -p model gemma-3-270m`: the same atlas of another
 #   model; it trains the drawn behaviors anew.

@@ -13,8 +13,9 @@
 # **You will see** what DPO's first step will do for each group of pairs in a preference data set,
 # computed before any training: which groups it improves, which pull against each other, which pairs
 # contradict the rest, and how few flipped labels would stop a group from being learned. One command
-# does this for your own data. Then we test whether the predictions hold: for the first step, for the
-# last layer, for all parameters, for dialogues, and for wrong labels planted in the data.
+# does this for your own data. Then we test how well the audit predicts the first step, a whole run
+# of the last layer, full fine-tuning, and a run on dialogues, and whether it finds labels that we
+# flipped.
 #
 # **It takes** fifteen minutes to read. The recorded runs replay in half a minute. **It needs** nothing
 # to replay. For your own data, it needs the model ({ref}`how-to-run`). Read {ref}`priorities` and
@@ -137,7 +138,7 @@ display(Markdown(records.header()))
 
 # %%
 def read(model, pairs):
-    """Of each response: the states that predict its tokens, (T, d), and the tokens."""
+    """For each response: the states (T, d) that predict its tokens; the tokens."""
     network = copy.deepcopy(model.network).double()
 
     @torch.no_grad()
@@ -153,7 +154,7 @@ def read(model, pairs):
 
 # %%
 def gradient(pair, weight):
-    """G_i of a pair as ``read`` returns it: (V, d)."""
+    """G_i, (V, d), of one pair that ``read`` returned."""
     found = torch.zeros_like(weight)
     for (h, y), sign in zip(pair, (1, -1), strict=True):
         p = (h @ weight.T).softmax(-1)
@@ -162,11 +163,11 @@ def gradient(pair, weight):
 
 
 # %% [markdown]
-# The audit needs only inner products of such matrices. For a vocabulary of 49,152 tokens one $G_i$ has
-# 28 million entries, but it is a sum of a few products of a column and a row. `audit.audit` takes
-# slices of the vocabulary, forms the means of the groups in each slice, and adds up $\langle G_i,
-# M_a\rangle$ without ever forming a $G_i$. Its cost is linear in the number of pairs. It agrees with
-# the definition:
+# The audit needs only inner products of such matrices. For a vocabulary of 49,152 tokens one $G_i$
+# has 28 million entries, but it is a sum of a few outer products. `audit.audit` takes slices of the
+# vocabulary, forms the means of the groups in each slice, and adds up $\langle G_i, M_a\rangle$
+# without ever forming a $G_i$. Its cost is linear in the number of pairs. It agrees with the
+# definition:
 
 # %%
 small = lm.load("tiny-llama", "cpu")
@@ -198,7 +199,7 @@ for found, expected in (
 
 # %%
 def moved(responses, weight, optimizer, beta=0.1):
-    """Growth of every gap by one step of DPO on all pairs, in nats: (N,)."""
+    """Growth of every gap in one step of DPO on all pairs, in nats: (N,)."""
     w = torch.nn.Parameter(weight.clone())
 
     def log_probability(h, y):
@@ -216,9 +217,8 @@ def moved(responses, weight, optimizer, beta=0.1):
 
 
 # %%
-inner = (
-    tiny.pair_stratum @ tiny.composition.T @ (tiny.counts / len(pairs))
-)  # ⟨G_j, M⟩
+# ⟨G_j, M⟩, (N,)
+inner = tiny.pair_stratum @ tiny.composition.T @ (tiny.counts / len(pairs))
 for eta in (0.01, 0.1, 1.0):
     grown = moved(responses, weight, partial(torch.optim.SGD, lr=eta))
     predicted = eta * 0.1 / 2 * inner
@@ -229,8 +229,8 @@ for eta in (0.01, 0.1, 1.0):
 # %% [markdown]
 # The relative error shrinks with the step, as a second-order remainder does.
 #
-# **Break it.** We take larger steps of gradient descent, and a step of AdamW, the usual optimizer. The
-# output is the correlation, over the pairs, of the measured and the predicted growth:
+# **Break it.** We take larger steps of gradient descent, and a step of AdamW, the usual optimizer.
+# The cell prints the correlation, over the pairs, of measured and predicted growth:
 
 # %%
 for name, optimizer, eta in (
@@ -243,15 +243,17 @@ for name, optimizer, eta in (
     print(f"{name}, η = {eta:g}: correlation {correlation:.2f}")
 
 # %% [markdown]
-# The first step of AdamW moves every weight by about $\eta$, however small its gradient: it moves in
-# the direction of $\operatorname{sign} M$ and not of $M$. Rare tokens then count as much as frequent
-# ones. This is one reason why the rest of this page measures.
+# The first step of AdamW moves every weight by about $\eta$, however small its gradient: it moves
+# in the direction of $\operatorname{sign} M$ and not of $M$. Rare tokens then count as much as
+# frequent ones. This is one reason why the rest of this page measures how well the predictions
+# hold.
 
 # %% [markdown]
 # (ev-audit-report)=
 # ## A report, and how to read it
 #
-# This is the report on the embedded sample, six behaviors with a hundred statements each. It scrolls.
+# This is the report on the embedded sample: six behaviors with a hundred statements each. Scroll in
+# it to read on.
 
 # %%
 rows = audit_your_data.sample_rows()
@@ -269,12 +271,14 @@ HTML(
 # that the model already gets right needs no alignment. A group that it gets wrong by a wide margin
 # needs much.
 #
-# *Signal and noise.* $\|M_a\|^2$ is never zero, even if the pairs of a group have nothing in common,
-# since the mean of $n$ random vectors has a length. **Strength** is the square root of an unbiased
-# estimate of the rest, the mean of $\langle G_i, G_j\rangle$ over *different* pairs. **Coherence** is
-# the squared strength as a share of the mean square of a single $G_i$. "Different" means within one
-# *stratum*, the pairs of a group with the same two responses. That half of all answers are Yes and
-# half No is not noise, and is not counted as noise.
+# *Signal and noise.* $\|M_a\|^2$ is not zero even if the pairs of a group have nothing in common,
+# since the mean of $n$ random vectors is not zero. **Strength** measures what the pairs share. It
+# is the square root of an unbiased estimate of $\|M_a\|^2$ without this noise, the mean of
+# $\langle G_i, G_j\rangle$ over *different* pairs. **Coherence** is the squared strength as a share
+# of the mean square of a single $G_i$. A *stratum* is the set of pairs of a group with the same two
+# responses. The noise is estimated from different pairs of one stratum. If half of all answers are
+# Yes and half No, the difference between these two halves is not noise, and is not counted as
+# noise.
 
 # %%
 table = audit.table(tiny)  # here each group is one stratum
@@ -291,23 +295,25 @@ for a, n in enumerate(tiny.counts):
     )
 
 # %% [markdown]
-# *Competition.* **First update** is the group's share of the first step, $\frac{n_a}N\langle M_a,
-# M\rangle / \|M\|^2$. **Speed** is the growth of the gap of a *new* pair of the group, $\langle M_a,
-# M\rangle$ without the noise, in nats per unit of $\frac{\eta\beta}2$. **Speed alone** is the same if
-# we train on nothing else. Both have a standard error: other pairs of the same group would have given
-# another speed. A speed below two standard errors is indistinguishable from zero. Then there are two
-# remedies: more pairs, or a model that separates the pairs better. The table of *cosines* shows which
-# groups pull against each other: if the cosine is negative, two groups undo each other. It is clipped
-# at ±1, which noise can exceed.
+# *Competition.* **First update** is the group's share of the first step,
+# $\frac{n_a}N\langle M_a, M\rangle / \|M\|^2$. **Speed** is the growth of the gap of a *new* pair
+# of the group: $\langle M_a, M\rangle$ with the noise subtracted, in nats per unit of
+# $\frac{\eta\beta}2$. **Speed alone** is the speed if we train on this group only. Both have a
+# standard error, since other pairs of the same group would have given another speed. A speed below
+# two standard errors is indistinguishable from zero. There are two remedies: more pairs, or a model
+# that separates the pairs better. The table of *cosines* shows which groups pull against each
+# other: if the cosine is negative, two groups undo each other. Noise can push the estimate beyond
+# ±1, so it is clipped there.
 #
-# *Single pairs.* $\langle G_i, M_a\rangle$ with pair $i$ left out of $M_a$ says what the rest of the
-# group does for the pair. All pairs of the same two responses share a part of it: a step that makes Yes
-# likelier for any prompt helps every pair that prefers Yes and harms every other. In the group this
-# part cancels, so the audit subtracts it: $\frac12(M_s - M_{s'})$ from every $G_i$ of a stratum $s$
-# whose mirror $s'$, with the opposite preference, exists. The report lists the largest and smallest of
-# these *leave-one-out scores* with their rows. A wrong label makes the score negative. **Against** is
-# the share of pairs with a negative score. Comparing tokens finds pairs that occur twice or with
-# both preferences.
+# *Single pairs.* Leave pair $i$ out of $M_a$. Then $\langle G_i, M_a\rangle$ says what the rest of
+# the group does for this pair. All pairs with the same two responses share a part of it: a step
+# that makes Yes likelier for any prompt helps every pair that prefers Yes, and harms every pair
+# that prefers No. In the group this part cancels, so the audit subtracts it. Let $s$ be a stratum,
+# and $s'$ its mirror, the stratum with the opposite preference. If $s'$ exists, the audit subtracts
+# $\frac12(M_s - M_{s'})$ from every $G_i$ of $s$. The result is the *leave-one-out score*. The
+# report lists the largest and smallest scores with their rows. A wrong label makes the score
+# negative. **Against** is the share of pairs with a negative score. The audit also compares tokens,
+# to find pairs that occur twice or with both preferences.
 
 
 # %%
@@ -317,17 +323,12 @@ def scores(found, subtract=True):
     rows, own = np.arange(len(s)), np.eye(len(n))
     mirrored = (found.mirror >= 0)[:, None]
     common = np.where(mirrored, (own - own[found.mirror]) / 2, 0) * subtract
-    along = (
-        found.pair_stratum - (common @ found.stratum_gram)[s]
-    )  # ⟨G_i − C_s, M_t⟩
-    itself = found.squared_norm - (found.pair_stratum * common[s]).sum(
-        1
-    )  # ⟨G_i − C_s, G_i⟩
+    # ⟨G_i − C_s, M_t⟩ and ⟨G_i − C_s, G_i⟩, where C_s is the shared part.
+    along = found.pair_stratum - (common @ found.stratum_gram)[s]
+    itself = found.squared_norm - (found.pair_stratum * common[s]).sum(1)
     without = (n[s] * along[rows, s] - itself) / np.maximum(n[s] - 1, 1)
     along[rows, s] = np.where(n[s] > 1, without, 0)
-    rest = found.composition @ (
-        own - common
-    )  # the mean of each group, without C
+    rest = found.composition @ (own - common)  # means of groups, without C
     return (along * rest[found.group]).sum(1)
 
 
@@ -342,17 +343,18 @@ against = np.bincount(found.group, scores(found) < 0) / found.counts
 assert np.allclose(against, audit.table(found)["against"])
 
 # %% [markdown]
-# *Attack.* **Undone by** is the smallest share of the group's pairs whose flipped labels bring $\langle
-# M_a, M\rangle$ to zero, flipping the most helpful pairs first: alone, or in the mixture. Flipping pair
-# $i$ decreases $\|M_a\|^2$ by $\frac2{n_a}\langle G_i, M_a\rangle$, so sorting finds this share.
+# *Attack.* An attacker flips labels, the most helpful pairs first. **Undone by** is the smallest
+# share of the group's pairs whose flipped labels bring $\langle M_a, M\rangle$ to zero: if we train
+# on the group alone, or in the mixture. Flipping pair $i$ decreases $\|M_a\|^2$ by
+# $\frac2{n_a}\langle G_i, M_a\rangle$, so sorting finds this share.
 
 # %% [markdown]
 # (ev-audit-yours)=
 # ### Yours
 #
-# In a notebook the audit is four functions: `preferences.read` reads the rows, `preferences.drawn` draws
-# at most so many of them, `audit.tokenize` makes the pairs, and `audit.audit` computes the numbers.
-# Name a file and a column, and run the cell.
+# In a notebook the audit takes four functions: `preferences.read` reads the rows,
+# `preferences.drawn` draws at most a given number of them, `audit.tokenize` makes the pairs, and
+# `audit.audit` computes the numbers. Name a file and a column, and run the cell.
 
 # %% tags=["nbval-ignore-output", "not-stored"]
 source, column = None, None
@@ -364,15 +366,16 @@ if source:
 
 # %% [markdown]
 # (ev-audit-mixtures)=
-# ## Does it come true? Mixtures of behaviors
+# ## Do the predictions hold? Mixtures of behaviors
 #
-# We drew behaviors at random from all available ones, four to a mixture, none in two mixtures. Of each
-# behavior we took equally many statements that prefer Yes and No, some for training and others held
-# out. (An unbalanced sample adds a part along the common mean, which {ref}`ev-first-fall` shows to be
-# large. The audit would predict it, but the held-out statements, with another balance, would not have
-# it.) The audit saw only the training statements. Then we trained the last layer on the mixture by
-# gradient descent, and, again from the base model, all parameters by AdamW for one epoch at the scaled
-# rate of {ref}`full-finetuning`. The random draw, sizes, and rates were fixed in advance.
+# We drew behaviors at random from all available ones: four per mixture, and no behavior in two
+# mixtures. Of each behavior we took equally many statements that prefer Yes and No, some for
+# training and others held out. (An unbalanced sample adds a part along the common mean, which
+# {ref}`ev-first-fall` shows to be large. The audit would predict this part, but the held-out
+# statements, with another balance, would not have it.) The audit saw only the training statements.
+# Then we trained the last layer on the mixture by gradient descent. Starting again from the base
+# model, we trained all parameters by AdamW for one epoch at the scaled rate of
+# {ref}`full-finetuning`. The random draw, sizes, and rates were fixed in advance.
 #
 # The audit predicts a speed. We measure by how many nats the mean gap of a behavior's held-out
 # statements has grown.
@@ -406,14 +409,14 @@ display(Markdown(f"Statements of a behavior: {sizes}."))
 mixture[shown].rename(index=lambda x: plots.short(str(x), 40)).round(4)
 
 # %% [markdown]
-# *First step, predicted* and *first step* have the same unit, nats, and can be compared directly: one is
-# predicted from the training statements, the other is measured on held-out statements. They differ only by
-# the sampling noise of the two sets of statements; *± predicted* is the standard error of the
-# training sample. The theorem leaves no other difference. The last two columns are further from
-# what a first step can know. {numref}`fig-audit-mixtures` shows the three growths against the
-# predicted speed.
+# *First step, predicted* and *first step* have the same unit, nats, and can be compared directly:
+# one is predicted from the training statements, the other is measured on held-out statements. They
+# differ only by the sampling noise of the two sets of statements; *± predicted* is the standard
+# error of the training sample. The theorem allows no other difference. The last two columns, *last
+# layer* and *all parameters*, are whole runs, which a prediction of the first step does not cover.
+# {numref}`fig-audit-mixtures` shows the three growths against the predicted speed.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the mean held-out gap against the predicted speed, a point a behavior: after the first step of the last layer, after all its steps, and after an epoch of all parameters.", "name": "fig-audit-mixtures"}, "image": {"alt": "Three scatter plots of the growth of the held-out gap in nats against the speed predicted by the audit, one point a behavior and one color a mixture: the first step of the last layer, all its steps, and an epoch of all parameters."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the mean held-out gap against the predicted speed, one point per behavior, for three kinds of training.", "name": "fig-audit-mixtures"}, "image": {"alt": "Three scatter plots of the growth of the held-out gap in nats against the speed predicted by the audit, one point a behavior and one color a mixture: the first step of the last layer, all its steps, and an epoch of all parameters."}}
 growths = ("first step", "last layer", "all parameters")
 fig, axes = plt.subplots(1, 3, figsize=(9.9, 4))
 for ax, growth in zip(axes, growths, strict=True):
@@ -433,14 +436,15 @@ plots.legend_below(fig, axes[0], ncols=4)
 plt.show()
 
 # %% [markdown]
-# The table has rank correlations over all behaviors, with 95 % intervals from resampling behaviors with
-# replacement. We compare the speed in the mixture with quantities that are easier to get: the speed of
-# the behavior alone, its coherence, and what the base model answers.
+# The table has rank correlations over all behaviors, with 95 % intervals from resampling behaviors
+# with replacement. We compare the speed in the mixture with quantities that are easier to compute:
+# the speed of the behavior alone, its coherence, and the base model's gap and accuracy (*already
+# right*).
 
 
 # %%
 def in_words(x, y):
-    """Rank correlation with its interval, in words; a dash for few points."""
+    """Rank correlation with its interval, as text; a dash for few points."""
     if len(x) < 10:
         return "–"
     return "{:.2f} ({:.2f} to {:.2f})".format(
@@ -461,14 +465,15 @@ order = {
 pd.DataFrame(order)
 
 # %% [markdown]
-# The predicted speed orders what the last layer learns, after one step and after all steps, better than
-# anything that is easier to get. What the base model answers predicts nothing that is distinguishable
-# from chance. For all parameters the audit predicts the order too, but less well, and no better than a
-# behavior's speed alone or its coherence: sixteen behaviors cannot tell these apart.
+# The predicted speed orders what the last layer learns, after one step and after all steps, better
+# than the quantities that are easier to compute. The base model's answers predict nothing that is
+# distinguishable from chance. For all parameters the audit predicts the order too, but less well,
+# and no better than a behavior's speed alone or its coherence: sixteen behaviors cannot tell these
+# apart.
 #
-# A practitioner asks which group of *one* mixture is learned first. So the next table counts pairs of
-# behaviors within a mixture: in how many was the behavior with the larger predictor learned
-# faster? By chance it would be half of them.
+# A practitioner asks which group of *one* mixture is learned first. So the next table counts pairs
+# of behaviors within a mixture: in how many pairs was the behavior with the larger value of the
+# predictor learned faster? By chance this would be half of the pairs.
 
 
 # %%
@@ -489,10 +494,10 @@ within = {
 pd.DataFrame(within)
 
 # %% [markdown]
-# Within a mixture the audit is right for about three pairs in four for the last layer, and there the
-# speed of a behavior alone does as well. So the additional correlation above reflects which *mixtures*
-# learn fast. For full fine-tuning, the audit's order is little better than a guess. It cannot say which
-# behavior of a mixture is learned first when all parameters are trained.
+# For the last layer, the audit orders about three in four pairs within a mixture correctly, and the
+# speed of a behavior alone does as well. So the higher correlation above reflects which *mixtures*
+# learn fast. For full fine-tuning, the audit's order is little better than a guess. It cannot say
+# which behavior of a mixture is learned first when all parameters are trained.
 
 # %% [markdown]
 # (ev-audit-noise)=
@@ -500,14 +505,15 @@ pd.DataFrame(within)
 #
 # In the same mixtures we flipped one label in ten of every behavior, at random, and ran the audit
 # again without telling it which. *AUC* is the probability that a flipped pair has a lower
-# leave-one-out score than an unflipped one: 1 if the audit finds them all, one half if it guesses. *Of
-# the worst* is the share of wrong labels in the tenth of all pairs with the lowest scores, where a guess
-# has one in ten. *Against* is what the report shows, before and after labels were flipped.
+# leave-one-out score than an unflipped one: 1 for a perfect audit, one half for a guess. *Of the
+# worst* is the share of wrong labels in the tenth of all pairs with the lowest scores; a guess
+# would have one in ten. *Against* is the column of the report, after labels were flipped; *against
+# before* is the same before.
 #
-# *AUC, shared part kept*, is the first column without subtracting the part that pairs of the same answers share. The
-# first version of the audit did not subtract it. A look at the first mixture showed that the score then
-# depends on the answer more than on the label, so we subtracted that part. So the first mixture is no
-# test of this change, and the others are.
+# *AUC, shared part kept*, is the AUC without subtracting the part that pairs with the same answers
+# share. The first version of the audit did not subtract it. A look at the first mixture showed that
+# the score then depends more on the answer than on the label, so we changed the audit. The first
+# mixture is therefore no test of this change; the others are.
 
 
 # %%
@@ -542,19 +548,21 @@ wrong_labels = pd.DataFrame(rows).T.rename_axis("mixture")
 wrong_labels.round(3)
 
 # %% [markdown]
-# Of a flipped and an unflipped pair, the audit finds the flipped one about nine times in ten. Of the
-# pairs with the lowest scores more than half were flipped. The plain product finds two in three. But
-# *against* does not count wrong labels: many pairs go against their group without any flipped label,
-# since the statements of one behavior differ. Read the list; do not delete it.
+# Given a flipped and an unflipped pair, the audit identifies the flipped one about nine times in
+# ten. With the shared part kept, it does so two times in three. Of the pairs with the lowest
+# scores, more than half were flipped. But *against* does not count wrong labels: many pairs go
+# against their group without any flipped label, since the statements of one behavior differ. So
+# read the listed pairs, and do not simply delete them.
 
 # %% [markdown]
 # (ev-audit-dialogues)=
 # ## Dialogues
 #
-# {ref}`hh-rlhf` aligned the model on dialogues, with LoRA and AdamW, and recorded the log-probability
-# of every held-out response before and after. So we can compare with a run that differs in every
-# respect: long responses, other parameters, other data. We group dialogues by length: the chosen
-# response is shorter than four fifths of the rejected one, longer than five quarters, or between.
+# {ref}`hh-rlhf` aligned the model on dialogues, with LoRA and AdamW, and recorded the
+# log-probability of every held-out response before and after. So we can compare the audit with a
+# run that differs in every respect: long responses, other trained parameters, and other data. We
+# group dialogues by the length of the chosen response: shorter than four fifths of the rejected
+# response, longer than five quarters of it, or between.
 
 # %%
 dialogues_arrays = audit_your_data.dialogues_run(records).arrays
@@ -601,12 +609,12 @@ groups.astype(float).round(2)
 
 # %% [markdown]
 # *Speed* is predicted for a new pair from the training pairs, with its standard error. *Held out,
-# speed* is the predicted speed of the very pairs whose gap was then measured. *Grown* is by how much
-# this gap grew, with the standard error of the mean.
+# speed* is the mean predicted speed of the held-out pairs, whose gaps were measured. *Grown* is the
+# mean growth of these gaps, and *± grown* its standard error.
 #
-# The audit also predicts every single pair. The next table has correlations over the held-out pairs, with
-# simpler quantities for comparison: how long the responses are, how much they differ in length, and
-# the base model's gap.
+# The audit also predicts every single pair. The next table shows rank correlations with the growth
+# over the held-out pairs, and compares the speed with simpler quantities: how long the responses
+# are, how much they differ in length, and the base model's gap.
 
 # %%
 known = [name for name in each if name not in ("kind", "grown")]
@@ -614,14 +622,15 @@ by_pair = {name: in_words(each[name], each["grown"]) for name in known}
 pd.DataFrame({"growth of the gap": by_pair})
 
 # %% [markdown]
-# Here the audit is weak. It predicts that all three kinds gain, although two of the speeds are below two
-# standard errors. The dialogues whose chosen response is longer have lost. In that run both responses of
-# a pair became less likely ({ref}`hh-rlhf`), and the longer one by more. So the difference in length,
-# or the base model's gap, predicts far more than the gradient does, and needs no gradient. The speed of a
-# pair predicts something, but little ({numref}`fig-audit-dialogues`). Where lengths differ this much,
-# use the report for what it says about the data, not about a run.
+# Here the audit is weak. It predicts that all three kinds gain, although two of the speeds are
+# below two standard errors. But the gap of the dialogues whose chosen response is longer has
+# decreased. In that run both responses of a pair became less likely on average ({ref}`hh-rlhf`),
+# and the longer one by more. So the difference in length, or the base model's gap, predicts far
+# better than the gradient does, and needs no gradient. The speed of a pair predicts something, but
+# little ({numref}`fig-audit-dialogues`). Where lengths differ this much, use the report for what it
+# says about the data, not about a run.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the gap of every held-out dialogue over the aligning run of the chapter on dialogues, against the predicted speed.", "name": "fig-audit-dialogues"}, "image": {"alt": "A scatter plot of the growth of the gap in nats against the speed predicted by the audit, one point a held-out pair, in three colors by which of its responses is longer."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the gap over the run that aligned the model against the predicted speed, one point per held-out dialogue.", "name": "fig-audit-dialogues"}, "image": {"alt": "A scatter plot of the growth of the gap in nats against the speed predicted by the audit, one point a held-out pair, in three colors by which of its responses is longer."}}
 fig, ax = plt.subplots(figsize=(5, 4.4))
 for (kind, part), mark in zip(each.groupby("kind"), "os^", strict=False):
     ax.plot(part["speed"], part["grown"], mark, label=kind)
@@ -632,19 +641,20 @@ plt.show()
 # %% [markdown]
 # ## What was shown, and what not
 #
-# That the numbers describe the first step of gradient descent on the last layer is a theorem, and we
-# checked it against autograd. Everything beyond it, more steps, more layers, another optimizer, was
-# measured above. Read a report with those tables in mind. The order of speeds carries over to a whole
-# run of the last layer, and in part to a run of all parameters, but not within a mixture. For dialogues
-# the length of the responses predicted more. No table says that a *number* carries over. The audit did
-# best at finding wrong labels.
+# A theorem says that the numbers describe the first step of gradient descent on the last layer, and
+# we checked it against autograd. The theorem does not cover more steps, more layers, or another
+# optimizer; for these we have only the measurements above. Read a report with those tables in mind.
+# The order of speeds carries over to a whole run of the last layer, and in part to a run of all
+# parameters, but not within a mixture. For dialogues the length of the responses predicted more. No
+# table says that a *number* carries over. The audit did best at finding wrong labels.
 #
-# What differs from usual training: one seed, mixtures of four, behaviors of one collection, and a small
-# model. The audit uses the model that will be trained. What it predicts for a small model need not hold
-# for a large one; {ref}`second-llm` compares two.
+# These experiments differ from usual training: one seed, mixtures of four, behaviors of one
+# collection, and a small model. The audit uses the model that will be trained. What it predicts for
+# a small model need not hold for a large one; {ref}`second-llm` compares two.
 #
-# The run time depends mostly on the length of the responses. Responses of one token need only the rows of
-# the tokens that occur. Others need the whole vocabulary at each of their tokens.
+# The run time depends mostly on the length of the responses. Responses of one token need only the
+# unembedding rows of the tokens that occur. Longer responses need the whole vocabulary at each of
+# their tokens.
 
 # %%
 audits = {
@@ -661,22 +671,23 @@ Markdown(f"Recorded audits: {took} ({audits['dialogues'].info['device']}).")
 # ```{exercise} Labels flipped at random
 # :label: ex-audit-flips
 #
-# *Undone by* is the worst case. Suppose instead that a share $p$ of the pairs of group $a$, drawn at
-# random, is flipped. At which $p$ does the first step, on average, no longer improve the group, alone
-# and in the mixture? Which two columns of the report do you need, and when is no $p \le 1$ enough?
+# *Undone by* is the worst case. Suppose instead that the labels of a share $p$ of the pairs of
+# group $a$, drawn at random, are flipped. At which $p$ does the first step, on average, no longer
+# improve the group, alone and in the mixture? Which two columns of the report do you need, and when
+# is no $p \le 1$ enough?
 # ```
 #
 # ````{solution} ex-audit-flips
 # :class: dropdown
-# Flipping a pair changes the sign of $G_i$. So on average $M_a$ becomes $(1 - 2p)\,M_a$, while what
-# should be learned stays $M_a$. Alone the speed is $(1 - 2p)\|M_a\|^2$, which is zero at $p = \frac12$,
-# whatever the group. In the mixture it is
+# Flipping a pair changes the sign of $G_i$. So on average $M_a$ becomes $(1 - 2p)\,M_a$, while the
+# direction that should be learned is still $M_a$. Alone the speed is $(1 - 2p)\|M_a\|^2$, which is
+# zero at $p = \frac12$, whatever the group. In the mixture it is
 #
 # $$\langle M_a, M\rangle - 2p\,\tfrac{n_a}N\|M_a\|^2 = 0 \quad\text{at}\quad p = \frac{\text{speed}}{2\,\frac{n_a}N\,\text{speed alone}} .$$
 #
-# If the others only help, the speed exceeds the group's own part of it, and $p > \frac12$. If $p$ is
-# above 1, the others improve the group more than the group itself does, and flipping all of its labels
-# does not stop it. If $p$ is below 0, the others have undone it already.
+# If the other groups only help, the speed exceeds the group's own part of it, and $p > \frac12$. If
+# $p$ is above 1, the other groups improve the group more than it improves itself, and flipping all
+# of its labels does not stop it. If $p$ is below 0, the other groups have already undone it.
 # ````
 #
 # **To try.**
@@ -685,7 +696,7 @@ Markdown(f"Recorded audits: {took} ({audits['dialogues'].info['device']}).")
 #   flipped labels stop, and are they the slow ones?
 # - `python -m dpo_helpers.audit pairs.jsonl --group annotator`: do two annotators pull against each
 #   other?
-# - In `experiments/audit_your_data.py`, another seed in `mixtures`, and record again.
+# - Change the seed of `mixtures` in `experiments/audit_your_data.py`, and record the runs again.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 display(Markdown(records.provenance()))
