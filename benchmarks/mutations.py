@@ -3,7 +3,8 @@
     python -m benchmarks.mutations [FILE …]
 
 ``mutations.yml`` lists the mutations, written by hand. Each result is written to ``mutations.json``
-at once. A mutation is tried again if its file or its tests have changed since.
+at once. A mutation is tried again if its file or its tests have changed since. Results from before
+the code was restructured are marked ``restructured: false``, and kept as they are.
 """
 
 import hashlib
@@ -29,25 +30,15 @@ from ledger.store import ROOT
 
 LIST, RESULTS = (Path(__file__).parent / f"mutations.{kind}" for kind in ("yml", "json"))
 LIMIT = 900  # seconds of CPU time for the tests of one mutation
-_COPIED = (
-    "benchmarks",
-    "book",
-    "configs",
-    "dpo_helpers",
-    "experiments",
-    "ledger",
-    "notebooks",
-    "results",
-    "sweeps",
-)
-_COPIED += ("tests", "workflow", "claims.yml", "pyproject.toml")
+_COPIED = ("dpo_helpers", "experiments", "ledger", "workflow", "notebooks", "tests", "results")
+_COPIED += ("book", "configs", "sweeps", "benchmarks", "claims.yml", "pyproject.toml")
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change of the code: the text ``old`` in ``file`` of ``dpo_helpers`` becomes ``new``.
+    """A change of the code: the text ``old`` in ``file`` becomes ``new``.
 
-    ``tests`` names the test files that should catch it.
+    ``file`` is relative to the repository. ``tests`` names the test files that should catch it.
     """
 
     file: str
@@ -57,7 +48,12 @@ class Mutation:
 
     def path(self, root: Path) -> Path:
         """The path of the file in a copy of the project."""
-        return root / "dpo_helpers" / self.file
+        return root / self.file
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What a result is found by: the file, the old text, and the new text."""
+        return self.file, self.old, self.new
 
     def mutated(self, root: Path) -> str:
         """The mutated text of the file.
@@ -85,6 +81,31 @@ def listed(path: Path = LIST) -> list[Mutation]:
         for part in yaml.safe_load(path.read_text("utf-8"))
         for change in part["changes"]
     ]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of ``mutations.json``.
+
+    known     the result of each mutation that was tried, by its ``place``
+    earlier   results from before the code was restructured; the files and tests are those of then
+    """
+
+    known: dict[tuple[str, str, str], dict]
+    earlier: list[dict]
+
+    def valid(self, mutations: list[Mutation], root: Path) -> list[dict]:
+        """The results with the present code and tests, in the order of the mutations."""
+        rows = [(self.known.get(mutation.place), mutation) for mutation in mutations]
+        return [row for row, mutation in rows if row and row["key"] == mutation.key(root)]
+
+
+def results() -> Results:
+    """The results so far."""
+    rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
+    earlier = [row for row in rows if not row.get("restructured", True)]
+    known = {(row["file"], row["old"], row["new"]): row for row in rows if row not in earlier}
+    return Results(known, earlier)
 
 
 def outcome(root: Path, tests: tuple[str, ...], which: str) -> tuple[str, str]:
@@ -167,28 +188,26 @@ def main(files: list[str]) -> None:
     mutations = listed()
     for mutation in mutations:
         mutation.mutated(ROOT)
-    rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
-    known = {(row["file"], row["old"], row["new"]): row for row in rows}
+    found = results()
     passing: set[tuple[str, str]] = set()
     with tempfile.TemporaryDirectory() as work:
         root = copied(Path(work))
         for number, mutation in enumerate(mutations, 1):
-            place = (mutation.file, mutation.old, mutation.new)
-            old = known.get(place, {})
+            old = found.known.get(mutation.place, {})
             if (files and mutation.file not in files) or old.get("key") == mutation.key(ROOT):
                 continue
-            found = attempt(mutation, root, passing)
+            row = attempt(mutation, root, passing)
             # The outcome of the first try, before a test was added.
-            known[place] = found | {"first": old.get("first", found["outcome"])}
-            print(f"{number} of {len(mutations)}: {json.dumps(found)}", flush=True)
-            save(mutations, known)
-    save(mutations, known)
+            found.known[mutation.place] = row | {"first": old.get("first", row["outcome"])}
+            print(f"{number} of {len(mutations)}: {json.dumps(row)}", flush=True)
+            save(mutations, found)
+    save(mutations, found)
 
 
-def save(mutations: list[Mutation], known: dict[tuple, dict]) -> None:
-    """Write the known results of the listed mutations, in their order, to ``mutations.json``."""
-    places = [(m.file, m.old, m.new) for m in mutations]
-    write(RESULTS, [known[place] for place in places if place in known])
+def save(mutations: list[Mutation], found: Results) -> None:
+    """Write the earlier results and those of the listed mutations, in order, to the JSON file."""
+    rows = [found.known[m.place] for m in mutations if m.place in found.known]
+    write(RESULTS, [*found.earlier, *rows])
 
 
 def write(path: Path, rows: list[dict]) -> None:

@@ -131,7 +131,7 @@ def _products(
     width = max(1, min(len(unembedding), SLICE // max(1, len(p.h))))
     for start in tqdm(range(0, len(unembedding), width), desc="first gradient", unit="slice"):
         rows = unembedding[start : start + width].float()
-        # e (R, width): the slice of e_{y_t} − p_t, summed over the tokens predicted from a position.
+        # e (R, width): the slice of e_{y_t} − p_t, summed over the tokens predicted from there.
         e = -p.normalizers[:, None] * torch.exp(p.h @ rows.T - log_z[:, None])
         here = (p.token >= start) & (p.token < start + len(rows))
         e.index_put_((p.at[here], p.token[here] - start), p.sign[here], accumulate=True)

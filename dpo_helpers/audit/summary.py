@@ -80,9 +80,10 @@ class Audit:
     def leave_one_out_score(self) -> np.ndarray:
         """(N,) ``others`` without the component shared by all pairs of the same two responses.
 
-        A step that raises Yes for every prompt helps all pairs that prefer Yes and hurts the others;
-        within a group it cancels. For a stratum s with mirror s' this component of G is
-        (M_s − M_s')/2. Once it is removed, a pair below zero would fit better with its label flipped.
+        A step that raises Yes for every prompt helps all pairs that prefer Yes and hurts the
+        others; within a group it cancels. For a stratum s with mirror s' this component of G is
+        (M_s − M_s')/2. Once it is removed, a pair below zero would fit better with its label
+        flipped.
         """
         rows, size = np.arange(len(self.squared_norm)), np.bincount(self.stratum)[self.stratum]
         strata = np.eye(len(self.mirror))
@@ -169,8 +170,8 @@ TERMS = {
     "already right": "Share of pairs whose gap is above zero before training.",
     "strength": "Norm of the gradient shared by all pairs of the group, noise subtracted: the "
     "signal. For one-token responses it is ‖b̂‖ / √2.",
-    "coherence": "Squared strength divided by squared strength plus the variance of single pairs: 1 "
-    "if all pairs have the same gradient, 0 if they share nothing.",
+    "coherence": "Squared strength divided by squared strength plus the variance of single pairs: "
+    "1 if all pairs have the same gradient, 0 if they share nothing.",
     "first update": "Share of the group in the first step of training on all groups.",
     "speed": "Predicted initial growth of the gap of a new pair of this group, trained on all "
     "groups. Negative: the other groups undo it.",
@@ -178,8 +179,8 @@ TERMS = {
     "standard errors is indistinguishable from zero.",
     "speed alone": "The speed if only this group is trained on.",
     "error alone": "Its standard error.",
-    "against": "Share of pairs whose gradient opposes the mean gradient of the rest of their group, "
-    "apart from what all pairs with the same responses share. Mislabeled pairs do this, and "
+    "against": "Share of pairs whose gradient opposes the mean gradient of the rest of their "
+    "group, apart from what all pairs with the same responses share. Mislabeled pairs do this, and "
     "rare ones.",
     "undone by": "Smallest share of the group's pairs that, if their labels are flipped, stops the "
     "group from being learned at the first step, trained alone.",
