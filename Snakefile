@@ -28,7 +28,6 @@ DATA = sorted(map(str, Path(FOLDER).rglob("*.jsonl*"))) if FOLDER and TIER != "s
 CODE = sorted(str(path) for name in PACKAGES for path in Path(name).rglob("*.py"))
 
 
-# OMP_NUM_THREADS: with more threads than cores, steps that run side by side slow each other down.
 rule book:
     input:
         expand(f"{BUILD}/executed/{{chapter}}.done", chapter=CHAPTERS),
@@ -43,7 +42,7 @@ rule book:
     log:
         f"{BUILD}/log/book.log",
     shell:
-        "OMP_NUM_THREADS={threads} python -m workflow.book {TIER} > {log} 2>&1"
+        "python -m workflow.book {TIER} > {log} 2>&1"
 
 
 localrules:
@@ -58,7 +57,7 @@ rule model:
     log:
         f"{BUILD}/log/model.log",
     shell:
-        "OMP_NUM_THREADS={threads} python -m experiments {TIER} model > {log} 2>&1"
+        "python -m experiments {TIER} model > {log} 2>&1"
 
 
 rule hidden_states:
@@ -72,7 +71,7 @@ rule hidden_states:
     log:
         f"{BUILD}/log/hidden_states.log",
     shell:
-        "OMP_NUM_THREADS={threads} python -m experiments {TIER} hidden > {log} 2>&1"
+        "python -m experiments {TIER} hidden > {log} 2>&1"
 
 
 # Chapters that look at runs of another: what is trained there is not to be trained twice at once.
@@ -98,7 +97,7 @@ rule runs:
     log:
         f"{BUILD}/log/{{chapter}}-runs.log",
     shell:
-        "OMP_NUM_THREADS={threads} python -m experiments {TIER} {wildcards.chapter} > {log} 2>&1"
+        "python -m experiments {TIER} {wildcards.chapter} > {log} 2>&1"
 
 
 rule scorecard:
@@ -127,5 +126,5 @@ rule notebook:
     log:
         f"{BUILD}/log/{{chapter}}-notebook.log",
     shell:
-        "OMP_NUM_THREADS={threads} python -m workflow.notebook {wildcards.chapter} {TIER}"
+        "python -m workflow.notebook {wildcards.chapter} {TIER}"
         " {EXECUTED}/{wildcards.chapter}.ipynb > {log} 2>&1"
