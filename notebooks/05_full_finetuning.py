@@ -485,8 +485,8 @@ draw(
 # %% [markdown]
 # For some steps the curves coincide. Later they separate, for another reason. Where the gradients
 # of successive batches agree, the steps add up. Where they disagree, they cancel in AdamW's
-# averages. So the linear law of Figure 4, with distinguishability as its slope, is a property of
-# SGD and not of DPO.
+# averages. The linear law of Figure 4, with distinguishability as its slope, is a property of SGD
+# and not of DPO.
 #
 # (ev-figure-seven)=
 # ## Two behaviors at once

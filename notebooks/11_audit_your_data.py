@@ -275,10 +275,9 @@ HTML(
 # since the mean of $n$ random vectors is not zero. **Strength** measures what the pairs share. It
 # is the square root of an unbiased estimate of $\|M_a\|^2$ without this noise, the mean of
 # $\langle G_i, G_j\rangle$ over *different* pairs. **Coherence** is the squared strength as a share
-# of the mean square of a single $G_i$. A *stratum* is the set of pairs of a group with the same two
-# responses. The noise is estimated from different pairs of one stratum. If half of all answers are
-# Yes and half No, the difference between these two halves is not noise, and is not counted as
-# noise.
+# of the mean square of a single $G_i$. Here *different* means two pairs within one *stratum*, the
+# pairs of a group with the same two responses. So if half of all answers are Yes and half No, the
+# difference between these halves is not counted as noise, since it is not noise.
 
 # %%
 table = audit.table(tiny)  # here each group is one stratum
