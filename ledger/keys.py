@@ -105,6 +105,14 @@ class Code:
             }
         return _digest([*sorted(labels[root] for root in roots), "", *sorted(labels.values())])
 
+    def sha256_of_all(self) -> str:
+        """Hash of all definitions of the project's packages."""
+        files = (file for name in PACKAGES for file in (self.root / name).rglob("*.py"))
+        names = [file.relative_to(self.root).with_suffix("").parts for file in files]
+        modules = [".".join(n[:-1] if n[-1] == "__init__" else n) for n in names]
+        units = [Unit(name, unit) for name in modules for unit in self.module(name).statements]
+        return _digest(sorted(self.written(unit).text for unit in units))
+
     def reached(self, roots: Iterable[Unit], present: Iterable[Unit] = ()) -> set[Unit]:
         """All definitions that the roots use.
 

@@ -3,7 +3,7 @@
 python -m workflow.notebook CHAPTER TIER OUTPUT.ipynb
 """
 
-import ast
+import functools
 import hashlib
 import re
 import sys
@@ -18,7 +18,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from dpo_helpers.files import atomic_write
-from ledger.keys import PACKAGES
+from ledger.keys import Code
 from ledger.store import ROOT
 
 from . import pairs
@@ -44,10 +44,13 @@ def _name(notebook: nbformat.NotebookNode) -> None:
 
 def key(chapter: str) -> str:
     """A hash of what an executed notebook depends on besides its runs: its source and the code."""
-    helpers = sorted(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))
-    trees = [ast.dump(ast.parse(file.read_text("utf-8"))) for file in helpers]
     cells = [f"{cell.cell_type} {cell.source}" for cell in source(chapter).cells]
-    return hashlib.sha256("\n".join([*trees, *cells]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([_code(), *cells]).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    return Code(ROOT).sha256_of_all()
 
 
 def execute(
