@@ -86,7 +86,7 @@ def steps(folder: Path) -> str:
 
 def wheels(folder: Path, shared: Path) -> None:
     """Start from a registry with the wheel of a small model, 100 MB in 16 bits."""
-    from tests.test_faults import gguf_file, wheel
+    from tests.wheels import gguf_file, wheel
 
     there = shared / "wheels"
     if not there.exists():
