@@ -63,7 +63,7 @@ def matrix_rate(device: str = "cpu") -> float:
 
 
 def hidden() -> list[dict]:
-    """Hidden states in bf16: token trees, single statements, and sorted padded batches."""
+    """Hidden states in bf16: token tries, single statements, and sorted padded batches."""
     model = lm.load(MODEL, "cpu", "bfloat16")
     prompts, source = statements()
     ids = model.tokenizer(prompts).input_ids
@@ -109,17 +109,17 @@ def training() -> list[dict]:
 
     rows, sign = torch.tensor(g), torch.tensor(labels)
     train = torch.tensor(problem.train).nonzero().flatten()
-    head = torch.nn.Linear(g.shape[1], model.network.config.vocab_size, bias=False)
-    head.weight.data.copy_(model.network.get_output_embeddings().weight)
+    unembedding = torch.nn.Linear(g.shape[1], model.network.config.vocab_size, bias=False)
+    unembedding.weight.data.copy_(model.network.get_output_embeddings().weight)
     answers = [model.yes, model.no]
     with torch.no_grad():
-        reference = torch.cat([head(c).log_softmax(-1)[:, answers] for c in rows.split(100)])
+        reference = torch.cat([unembedding(c).log_softmax(-1)[:, answers] for c in rows.split(100)])
 
     def dense(steps: int = 100) -> None:
-        optimizer = torch.optim.SGD(head.parameters(), lr=settings["learning_rate"])
+        optimizer = torch.optim.SGD(unembedding.parameters(), lr=settings["learning_rate"])
         for _ in range(steps):
             batch = train[torch.randperm(len(train))[:128]]
-            ratio = head(rows[batch]).log_softmax(-1)[:, answers] - reference[batch]
+            ratio = unembedding(rows[batch]).log_softmax(-1)[:, answers] - reference[batch]
             margins = settings["beta"] * sign[batch] * (ratio[:, 0] - ratio[:, 1])
             optimizer.zero_grad()
             dpo.loss(margins).mean().backward()
@@ -219,7 +219,7 @@ def race(
 
 
 def finetune() -> list[dict]:
-    """A full fine-tuning step with a token tree, with padding, and with TRL."""
+    """A full fine-tuning step with a token trie, with padding, and with TRL."""
     device = lm.resolve_device("auto")
     rates: list[float] = []
     taken, peaks, _ = race(steps.WAYS, rates, device)
@@ -257,7 +257,7 @@ def finetune() -> list[dict]:
 
 
 def adapters() -> list[dict]:
-    """A LoRA step on dialogues with a token tree, and with TRL and peft; no dropout, the same A."""
+    """A LoRA step on dialogues with a token trie, and with TRL and peft; no dropout, the same A."""
     device = lm.resolve_device("auto")
     ours, *others = steps.LORA
     taken, peaks, losses = race(steps.LORA, [], device)

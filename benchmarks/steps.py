@@ -52,7 +52,7 @@ def dialogues(model: lm.Model) -> tuple[list[dict[str, str]], str]:
 
 
 def tree(precision: str, adapter: bool = False) -> Iterator[float]:
-    """Our steps with a token tree. Each ``yield`` after the first ends a step, with its loss."""
+    """Our steps with a token trie. Each ``yield`` after the first ends a step, with its loss."""
     model = lm.load(MODEL)
     if adapter:
         pairs = lm.pairs_from_text(lora.add(model, 0, dropout=0.0), dialogues(model)[0])
