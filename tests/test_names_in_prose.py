@@ -37,15 +37,22 @@ def test_the_code_that_a_page_names_exists(path):
     text, variables = path.read_text("utf-8"), {"torch"}
     if path.suffix == ".py":
         cells = notebook.source(path.stem).cells
-        variables |= {word for c in cells if c.cell_type == "code" for word in c.source.split()}
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        variables |= {
+            node.id
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
         text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for code in re.findall(r"(?<![}`])`([^`\n]+)`", text):
         for place in re.findall(rf"(?<![\w./-])(?:{FOLDERS})/[\w./<>-]*", code):
             assert re.search("NAME|NN_|<|test_X", place) or (ROOT / place).exists(), place
         dotted = re.match(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+(?!\w*[/-])", code)
         parts = dotted[0].split(".") if dotted else []
-        if parts and not re.search("^(csv|gz|html|ipynb|jsonl?|log|md|py|ya?ml)$", parts[-1]):
-            assert parts[0] in KNOWN or parts[0] in variables, f"no {parts[0]} for `{code}`"
+        if not parts or parts[0] in variables:
+            continue
+        if not re.search("^(csv|gz|html|ipynb|jsonl?|log|md|py|ya?ml)$", parts[-1]):
+            assert parts[0] in KNOWN, f"no {parts[0]} for `{code}`"
             for one, other in pairwise(parts):
                 assert one not in KNOWN or other in KNOWN[one], f"`{code}`: no {other} in {one}"
     for module in re.findall(rf"python -m ((?:{FOLDERS})[\w.]*)", text):
