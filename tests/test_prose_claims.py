@@ -49,7 +49,7 @@ def second_behavior_is_first_with_every_seed():
 
 def second_behavior_is_third_most_distinguishable():
     rank = (-distinguishability(records(), full_finetuning.MAIN["book"])).argsort().tolist()
-    return rank.index(1) == 2 and second_behavior_is_first_with_every_seed()
+    return rank.index(1) == 2
 
 
 def fifth_behavior_overtakes_the_second():
@@ -90,10 +90,18 @@ def three_quarters_flipped() -> tuple[np.ndarray, np.ndarray]:
     return there.argmax(-1), ~there.any(-1)
 
 
-def aligned_models_are_flipped_a_few_steps_later():
+def steps_later() -> np.ndarray:
+    """How many steps later an aligned model is flipped than the base model, a run each."""
     step, never = three_quarters_flipped()
-    later = (step[:, :, 1] - step[:, :, 0])[~never[:, :, 1]]
-    return later.min() < 0 < np.median(later) < 5
+    return (step[:, :, 1] - step[:, :, 0])[~never[:, :, 1]]
+
+
+def aligned_models_are_flipped_a_few_steps_later():
+    return 0 < np.median(steps_later()) < 5
+
+
+def some_aligned_models_are_flipped_sooner():
+    return steps_later().min() < 0
 
 
 def one_run_is_never_flipped():
@@ -112,7 +120,7 @@ def distance_of_classes_shrinks():
     return (lowest < aligned[:, :, 0]).all() and np.median(lowest / aligned[:, :, 0]) < 0.5
 
 
-def answers_change_more_and_parameters_less():
+def gap_changes_more_and_parameters_less():
     gap, moved = flipped("gap")[:, :, :2, 1], flipped("moved")[..., -1]
     changed = gap[..., -1] - gap[..., 0]
     more = (changed[:, :, 1] > changed[:, :, 0]).all()
@@ -175,11 +183,13 @@ def held_out_leads() -> list[np.ndarray]:
     return [runs.base["loss"][1] - run["loss"][1] for run in (runs.own, runs.merged)]
 
 
-def held_out_lead_is_early_and_gone():
-    return all(
-        np.nanargmax(ahead) <= len(ahead) / 3 and ahead[-1] < np.nanmax(ahead) / 10
-        for ahead in held_out_leads()
-    )
+def held_out_lead_is_early():
+    return all(np.nanargmax(ahead) <= len(ahead) / 3 for ahead in held_out_leads())
+
+
+def base_model_catches_up():
+    gone = all(ahead[-1] < np.nanmax(ahead) / 10 for ahead in held_out_leads())
+    return gone and held_out_leads()[1][-1] < 0
 
 
 def undone_only_with_the_base_reference():
@@ -213,7 +223,7 @@ def lead_at_the_papers_rate_is_within_two_errors():
     return abs(misalignment.lead(losses)) < 2 * ahead.std(ddof=1) / np.sqrt(len(ahead))
 
 
-def rounding_moves_gaps_as_far_as_aligning():
+def rounding_changes_gaps_as_much_as_aligning():
     runs = dialogue_arms("paper")
     base, own, merged = (gaps(run["each"][0]) for run in (runs.base, runs.own, runs.merged))
     rounding, added = merged - own, own - base
@@ -541,7 +551,7 @@ def audit() -> SimpleNamespace:
     return cells.executed("11_audit_your_data")
 
 
-def speed_orders_the_last_layer_best():
+def speed_is_the_best_order():
     for growth in ("first step", "last layer"):
         rho = {name: interval(cell)[0] for name, cell in audit().order[growth].items()}
         best = rho.pop("speed, in the mixture")
@@ -596,7 +606,7 @@ def two_speeds_are_below_two_errors():
     return (groups["speed"] > 0).all() and below.sum() == 2
 
 
-def longer_chosen_have_lost():
+def gap_of_longer_chosen_has_decreased():
     grown = audit().groups["grown"] / audit().groups["± grown"]
     return grown["chosen is shorter"] > 3 and grown["chosen is longer"] < -3
 
@@ -652,7 +662,7 @@ def long_loses_more_than_short_gains():
     return all(x.short < 0 < -x.short < x.long for x in changes_of_last_layer())
 
 
-def weights_stay():
+def weights_hardly_move():
     mixed = remedy.mixture_behaviors(records().config).values()
     weights = [remedy.head_run(records(), behaviors).arrays["weights"] for behaviors in mixed]
     return all(np.ptp(w, axis=0).max() < 0.01 for w in weights)
@@ -702,8 +712,10 @@ def long_behavior_falls_behind():
 
 CLAIMS: dict[str, dict[str, Callable]] = {
     "05_full_finetuning": {
-        "here only the third most distinguishable, is learned "
-        "before all others": second_behavior_is_third_most_distinguishable,
+        "number 2 in the paper's order, which under this model is only "
+        "the third most distinguishable": second_behavior_is_third_most_distinguishable,
+        "it is learned before all others, including those that are "
+        "further apart before training": second_behavior_is_first_with_every_seed,
         "The bands show that this does not depend "
         "on the seed.": second_behavior_is_first_with_every_seed,
         "number 5 overtakes it before the epoch ends": fifth_behavior_overtakes_the_second,
@@ -713,38 +725,39 @@ CLAIMS: dict[str, dict[str, Callable]] = {
         "learning rates, with every seed": every_lead_is_positive,
         "the lead is by far the smallest for the "
         "least distinguishable behavior": least_distinguishable_has_the_smallest_lead,
-        "only a few steps later in the median, and in "
-        "some runs sooner": aligned_models_are_flipped_a_few_steps_later,
-        "in one run, of the least distinguishable behavior, "
-        "never within the epoch": one_run_is_never_flipped,
+        "reaches three quarters of flipped held-out answers only a few steps later "
+        "in the median": aligned_models_are_flipped_a_few_steps_later,
+        "In some runs it gets there sooner.": some_aligned_models_are_flipped_sooner,
+        "In one run, of the least distinguishable behavior, it does "
+        "not get there within the epoch.": one_run_is_never_flipped,
         "The classes do not return to where they were in the base model.": classes_stay_apart,
         "Their distance shrinks, since two means that change sides "
         "have to pass each other": distance_of_classes_shrinks,
-        "the answers of the aligned model change more than the base model's, while "
-        "its parameters move *less* far": answers_change_more_and_parameters_less,
+        "the gap changes more in the run from the aligned model than in the run from the base "
+        "model, while the parameters move *less* far": gap_changes_more_and_parameters_less,
         "For all five the upper bound for the aligned model lies below the lower "
         "bound for the base model, at every step.": last_layer_is_proven_faster,
         "bring the mean gap of most behaviors below the base model's": lambda: (
             examples_that_undo()[-2] == 10
         ),
-        "thirty do so for each behavior": lambda: examples_that_undo()[-1] == 30,
+        "Thirty do so for every behavior.": lambda: examples_that_undo()[-1] == 30,
     },
     "08_hh_rlhf": {
-        "The rule has taken the largest rate that it was offered.": rule_takes_the_largest_rate,
-        "most of the lead in *training* loss is there with a "
-        "new adapter too": most_of_the_lead_remains_with_a_new_adapter,
-        "either lead is largest in the first third of the epoch, and the "
-        "base model has caught up by its end": held_out_lead_is_early_and_gone,
-        "with a new adapter it is then ahead": lambda: held_out_leads()[1][-1] < 0,
+        "The rule chose the largest of the rates that it compares.": rule_takes_the_largest_rate,
+        "most of the lead in *training* loss remains "
+        "with a new adapter.": most_of_the_lead_remains_with_a_new_adapter,
+        "both leads are largest in the first third of the epoch.": held_out_lead_is_early,
+        "By its end the base model has caught up with the trained adapter, "
+        "and is ahead of the new one.": base_model_catches_up,
         "Alignment is not undone within the epoch, unless the base "
         "model is the reference": undone_only_with_the_base_reference,
-        "both fall, and by far more than the gap "
-        "between them grows": both_fall_by_more_than_the_gap_grows,
+        "both log-probabilities fall, by far more than "
+        "the gap between them grows": both_fall_by_more_than_the_gap_grows,
         "the base model loses likelihood as well, while the aligned model "
         "regains part of it": base_loses_likelihood_and_aligned_regains_part,
         "It is within two standard errors of zero": lead_at_the_papers_rate_is_within_two_errors,
-        "rounding moves a pair's gap about as far "
-        "as aligning does": rounding_moves_gaps_as_far_as_aligning,
+        "rounding changes a pair's gap about as much "
+        "as aligning does": rounding_changes_gaps_as_much_as_aligning,
         "takes back, pair by pair, just what "
         "aligning had done": each_pair_loses_what_aligning_added,
     },
@@ -768,7 +781,7 @@ CLAIMS: dict[str, dict[str, Callable]] = {
         "Here the fifth is learned first at both rates": lambda: (
             order_learned("paper")[-1] == order_learned("scaled")[-1] == 4
         ),
-        "(a) has the larger priority gap by far": first_pair_has_the_larger_priority_gap,
+        "(a) has by far the larger priority gap.": first_pair_has_the_larger_priority_gap,
         "At the scaled rate the losses of (a) differ clearly more than those of (b).": lambda: (
             1.6 < ratio_of_differences("scaled") < 1.75
         ),
@@ -781,9 +794,9 @@ CLAIMS: dict[str, dict[str, Callable]] = {
         "and on held-out pairs": lambda: (leads_of_second_model() > 0).all(),
         "the lead is much smaller for the behavior "
         "of low distinguishability": low_distinguishability_has_a_small_lead,
-        "On the last batch the loss from the base model is lower in "
-        "every panel but one": base_ends_lower_on_all_last_batches_but_one,
-        "has overtaken the other only for the first behavior at the scaled rate": lambda: (
+        "the run from the base model has the lower loss in "
+        "every panel except one": base_ends_lower_on_all_last_batches_but_one,
+        "it has the lower loss at the end in one panel only, the first behavior": lambda: (
             panels_where_base_ends_lower(1) == {(True, "scaled")}
         ),
         "The distance between the means grows several times, on "
@@ -818,10 +831,10 @@ CLAIMS: dict[str, dict[str, Callable]] = {
         "both scores of the probe have higher correlations over "
         "the whole epoch": probes_correlate_more_over_the_epoch,
         "The correlation of $\\|\\hat b\\|$ hardly changes.": distinguishability_hardly_changes,
-        "On these behaviors it is the highest over "
-        "the whole epoch.": probe_margin_is_highest_over_the_epoch,
-        "Over the first half it is only a little higher than "
-        "the correlations of": probe_margin_is_a_little_higher_over_the_first_half,
+        "the probe's margin has the highest correlation "
+        "over the whole epoch.": probe_margin_is_highest_over_the_epoch,
+        "Over the first half, its correlation is only a little "
+        "higher than the correlations of": probe_margin_is_a_little_higher_over_the_first_half,
         "the probe and the base model's answers are worse predictors "
         "than $\\|\\hat b\\|$": lambda: worse_than_distinguishability((*PROBES, *BASE_ANSWERS)),
         "For all parameters every interval contains zero, over "
@@ -832,8 +845,8 @@ CLAIMS: dict[str, dict[str, Callable]] = {
         "and more than three in four": most_decided_pairs_are_as_proven,
         "gives the right order in nearly as "
         "large a share": distinguishability_orders_nearly_as_many,
-        "Of the held-out intervals, two exclude zero: the cosine of $\\hat b$ and the "
-        "common mean for the last layer over all behaviors": two_reasons_exclude_zero,
+        "Of the eighteen intervals for held-out speeds, two exclude zero: the cosine of $\\hat b$ "
+        "and the common mean for the last layer over all behaviors": two_reasons_exclude_zero,
         "On the statements it is trained on, the last layer's speed is predicted "
         "almost without error.": speed_on_training_statements_is_predicted,
         "Where the prediction fails, the hundred held-out statements are easier or harder "
@@ -847,23 +860,23 @@ CLAIMS: dict[str, dict[str, Callable]] = {
     },
     "11_audit_your_data": {
         "The predicted speed orders what the last layer learns, after one step and after all "
-        "steps, better than anything that is easier to get.": speed_orders_the_last_layer_best,
-        "What the base model answers predicts nothing that is "
+        "steps, better than the quantities that are easier to compute.": speed_is_the_best_order,
+        "The base model's answers predict nothing that is "
         "distinguishable from chance.": base_model_predicts_nothing,
         "For all parameters the audit predicts the order too, "
         "but less well": order_of_all_parameters_is_predicted_less_well,
         "sixteen behaviors cannot tell these apart": sixteen_behaviors_do_not_tell_predictors_apart,
-        "Within a mixture the audit is right for about three pairs in four for the last layer, "
-        "and there the speed of a behavior alone does as well.": three_in_four_within_mixtures,
+        "For the last layer, the audit orders about three in four pairs within a mixture "
+        "correctly, and the speed of a behavior alone does as well.": three_in_four_within_mixtures,
         "For full fine-tuning, the audit's order is little better than a guess.": lambda: (
             0.5 < right_within_mixtures("all parameters")[0] < 0.65
         ),
-        "the audit finds the flipped one about nine "
-        "times in ten": nine_in_ten_flipped_pairs_are_found,
-        "Of the pairs with the lowest scores more than half were flipped.": lambda: (
+        "the audit identifies the flipped one about "
+        "nine times in ten": nine_in_ten_flipped_pairs_are_found,
+        "Of the pairs with the lowest scores, more than half were flipped.": lambda: (
             audit().wrong_labels["of the worst"].min() > 0.5
         ),
-        "The plain product finds two in three.": lambda: (
+        "With the shared part kept, it does so two times in three.": lambda: (
             audit().wrong_labels["AUC, shared part kept"].between(0.6, 0.7).all()
         ),
         "many pairs go against their group without any flipped label": lambda: (
@@ -871,36 +884,39 @@ CLAIMS: dict[str, dict[str, Callable]] = {
         ),
         "It predicts that all three kinds gain, although two of the speeds "
         "are below two standard errors.": two_speeds_are_below_two_errors,
-        "The dialogues whose chosen response is longer have lost.": longer_chosen_have_lost,
+        "the gap of the dialogues whose chosen response is longer "
+        "has decreased": gap_of_longer_chosen_has_decreased,
         "In that run both responses of a pair "
         "became less likely": both_responses_became_less_likely,
         "So the difference in length, or the base model's gap, predicts "
-        "far more than the gradient does": lengths_and_base_gap_predict_more,
+        "far better than the gradient does": lengths_and_base_gap_predict_more,
         "The speed of a pair predicts something, but little": speed_of_a_pair_predicts_little,
     },
     "12_remedy": {
-        "over the whole run the gap is a few hundredths of what it was, on the training statements "
-        "and on the held-out ones": lambda: all(x.gap < 0.05 for x in changes_of_last_layer()),
+        "Over the whole run the gap is a few hundredths of what it was, on the training "
+        "statements and on the held-out statements": lambda: all(
+            x.gap < 0.05 for x in changes_of_last_layer()
+        ),
         "In every mixture the behavior with the longest $b$ is slowed down by more than "
         "the behavior with the shortest is sped up": long_loses_more_than_short_gains,
         "the mean loss of all is higher than before": lambda: all(
             x.all > 0 for x in changes_of_last_layer()
         ),
-        "The effect is small in pair (a), whose vectors differ little.": lambda: all(
+        "The effect is small in pair (a), whose vectors differ little in length.": lambda: all(
             x.long < -2 * x.short for x in last_layer_of("(a)")
         ),
         "the long one loses more than five times what the short one gains": lambda: all(
             x.long > -5 * x.short for x in last_layer_of("(b)")
         ),
-        "The weights stay: priorities hardly change "
-        "while the loss decreases this far.": weights_stay,
-        "better than weights computed once in only one mixture "
-        "of the three": solving_again_is_better_in_one_mixture,
+        "The weights hardly move: priorities hardly change "
+        "while the loss decreases this far.": weights_hardly_move,
+        "better than weights computed once in only "
+        "one of the three mixtures": solving_again_is_better_in_one_mixture,
         "In pair (a) the gap decreases to between a half and three quarters of "
         "what it was": lambda: all(0.5 < x.gap < 0.75 for x in all_parameters_of("(a)")),
         "the behavior with the longest $b$ learns more slowly, and the other "
         "one no faster": lambda: all(x.short > 0 for x in all_parameters_of("(a)")),
-        "now the long behavior falls behind, at both rates": long_behavior_falls_behind,
+        "Now the long behavior falls behind, at both learning rates": long_behavior_falls_behind,
         "and the gap is wider than before": lambda: all(
             x.gap > 1 for x in all_parameters_of("(b)")
         ),
