@@ -226,7 +226,7 @@ closed = rlhf_optimum(*given).exp()
 assert torch.allclose(rlhf, direct, atol=1e-6)
 assert torch.allclose(rlhf, closed, atol=1e-6)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Probability of each response under the reference and both optima.", "name": "fig-optima"}, "image": {"alt": "Bars of the probability of four responses to the first prompt, under the reference, the RLHF optimum, and the DPO optimum. The bars of the two optima are equal and differ from the reference's."}}
+# %% mystnb={"figure": {"caption": "Probability of each response under the reference and both optima.", "name": "fig-optima"}, "image": {"alt": "Bars of the probability of four responses to the first prompt, under the reference, the RLHF optimum, and the DPO optimum. The bars of the two optima are equal and differ from the reference's."}} tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(5.2, 3.2))
 bars = {
     "reference": reference.exp(),

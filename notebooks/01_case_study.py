@@ -178,7 +178,7 @@ table[list(columns)].rename(columns=columns).round(3)
 # {cite:p}`mcinnes2018umap`: one that the paper calls highly distinguishable, one in the middle, and one
 # that it calls hardly distinguishable.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the hidden states of three behaviors (the paper's Figure 2).", "name": "fig-planes"}, "image": {"alt": "Three scatter plots of hidden states projected by UMAP. Green discs are statements to be answered Yes, gray crosses those to be answered No. The two mix most in the rightmost plot."}}
+# %% mystnb={"figure": {"caption": "UMAP of the hidden states of three behaviors (the paper's Figure 2).", "name": "fig-planes"}, "image": {"alt": "Three scatter plots of hidden states projected by UMAP. Green discs are statements to be answered Yes, gray crosses those to be answered No. The two mix most in the rightmost plot."}} tags=["hide-input"]
 flat = case_study.planes_run(records)
 three = {name: records.states(name) for name in flat.arrays}
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 3.1))
@@ -323,7 +323,7 @@ distance = f3["distance"]
 apart = np.array([m.distinguishability for m in measured.values()])
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss against step, only the last layer trained (the paper's Figure 3).", "name": "fig-loss"}, "image": {"alt": "Two panels of loss against step for five behaviors, all starting at log 2. The more distinguishable a behavior, the faster its loss falls, in training and on held-out statements."}}
+# %% mystnb={"figure": {"caption": "Loss against step, only the last layer trained (the paper's Figure 3).", "name": "fig-loss"}, "image": {"alt": "Two panels of loss against step for five behaviors, all starting at log 2. The more distinguishable a behavior, the faster its loss falls, in training and on held-out statements."}} tags=["hide-input"]
 def draw(*panels, sharey=False):
     """A panel for each (title, y label, values (behaviors, steps, seeds))."""
     fig, axes = plt.subplots(1, len(panels), figsize=(6.8, 4), sharey=sharey)
@@ -357,7 +357,7 @@ draw(*losses, sharey=True)
 # both with the paper's numbering. The rank correlations are computed below, and claim F3o is about the
 # numbering.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance moved by the unembedding against step (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}}
+# %% mystnb={"figure": {"caption": "Distance moved by the unembedding against step (the paper's Figure 4).", "name": "fig-distance"}, "image": {"alt": "Distance of the unembedding from its start against step for five behaviors. Left the whole run, nearly straight lines that fan out by distinguishability; right its first ten steps, where the bands of the seeds overlap."}} tags=["hide-input"]
 label = r"distance $\|W_U(t) - W_U(0)\|$"
 draw(
     ("all steps", label, distance),
@@ -416,7 +416,7 @@ display(
 # $\kappa$ above says how small a step it is here, and {numref}`fig-paper-rate` shows the runs. A learning
 # rate is not a property of a method alone; a reproduction on another model has to scale it.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss and distance moved against step, at the paper's learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The curves fan out in the same way as before, over a far smaller range of the loss."}}
+# %% mystnb={"figure": {"caption": "Training loss and distance moved against step, at the paper's learning rate.", "name": "fig-paper-rate"}, "image": {"alt": "Training loss and distance moved against step at learning rate 0.1. The curves fan out in the same way as before, over a far smaller range of the loss."}} tags=["hide-input"]
 literal = shared.last_layer_run(
     records, "f3-paper-rate", learning_rate=0.1
 ).arrays
@@ -436,7 +436,7 @@ draw(
 # on the behavior. As $\mu$ is long, this term is not small. In balanced minibatches, half from each side,
 # it is zero. {numref}`fig-balanced` compares the two for the same behaviors and the same $\eta$.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance moved in the first ten steps, by the sampling of minibatches.", "name": "fig-balanced"}, "image": {"alt": "Two panels of distance moved against step, uniform minibatches left and balanced ones right. With uniform minibatches the bands of the seeds are wide and the early distances of all behaviors lie close together; with balanced ones they are narrow and apart."}}
+# %% mystnb={"figure": {"caption": "Distance moved in the first ten steps, by the sampling of minibatches.", "name": "fig-balanced"}, "image": {"alt": "Two panels of distance moved against step, uniform minibatches left and balanced ones right. With uniform minibatches the bands of the seeds are wide and the early distances of all behaviors lie close together; with balanced ones they are narrow and apart."}} tags=["hide-input"]
 balanced = shared.last_layer_run(
     records, "f3-balanced", sampling="balanced"
 ).arrays
@@ -507,7 +507,7 @@ readings = {
 }
 orders = pd.DataFrame(readings).corr(method="spearman").iloc[0]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of five behaviors under four conventions of the hidden state.", "name": "fig-conventions"}, "image": {"alt": "Four marks of distinguishability for each of five behaviors: circles with the newline and squares without it, filled where states are normalized once and open where twice. The order of the behaviors is nearly the same for each kind of mark."}}
+# %% mystnb={"figure": {"caption": "Distinguishability of five behaviors under four conventions of the hidden state.", "name": "fig-conventions"}, "image": {"alt": "Four marks of distinguishability for each of five behaviors: circles with the newline and squares without it, filled where states are normalized once and open where twice. The order of the behaviors is nearly the same for each kind of mark."}} tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(6.8, 3.6))
 for k, (name, values) in enumerate(readings.items()):
     fill = "0.25" if name.endswith("once") else "white"

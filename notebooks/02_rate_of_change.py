@@ -402,7 +402,7 @@ shown.round(2)
 left = np.quantile(sweep["first"], (0, 0.5, 1), axis=(0, 3))
 right = 1 / np.quantile(found["first"], (0.95, 0.5, 0.05), axis=1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Bound of Theorem 4.1 over measured distance at the first step, against dimension.", "name": "fig-regimes"}, "image": {"alt": "Two panels of the bound of Theorem 4.1 over the measured change at the first step, against dimension. Left, with 1000 statements, all lines lie above 1, and the one for Δ = 0 falls with the dimension. Right, with as many statements as five eighths of the root of the dimension, the line lies below 1 and falls."}}
+# %% mystnb={"figure": {"caption": "Bound of Theorem 4.1 over measured distance at the first step, against dimension.", "name": "fig-regimes"}, "image": {"alt": "Two panels of the bound of Theorem 4.1 over the measured change at the first step, against dimension. Left, with 1000 statements, all lines lie above 1, and the one for \u0394 = 0 falls with the dimension. Right, with as many statements as five eighths of the root of the dimension, the line lies below 1 and falls."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(6.8, 3.6), sharey=True)
 shades = ("#d9a400", "#1f9e89", "#56b4e9")
 panels = (
@@ -668,7 +668,7 @@ f = np.log(2) - np.log1p(np.exp(-signal.b_norm / np.sqrt(2) * w))
 assert np.allclose(linear, long["linear"]) and np.allclose(crude, long["root"])
 assert np.allclose((1 - 0.02 / 4) / (eta * t) * w**2, f)  # w is the root
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance against step in a long run: linear, then slower than √t.", "name": "fig-saturation"}, "image": {"alt": "Distance moved against step on logarithmic axes, with three bounds. The measured curve follows the linear bound of Theorem A for about ten steps, then bends; the envelope and the saturation bound, nearly equal, bend a little later and less, while the linear bound runs away."}}
+# %% mystnb={"figure": {"caption": "Distance against step in a long run: linear, then slower than \u221at.", "name": "fig-saturation"}, "image": {"alt": "Distance moved against step on logarithmic axes, with three bounds. The measured curve follows the linear bound of Theorem A for about ten steps, then bends; the envelope and the saturation bound, nearly equal, bend a little later and less, while the linear bound runs away."}} tags=["hide-input"]
 bounds = {
     "Theorem A": "linear",
     "envelope": "energy",
@@ -821,7 +821,7 @@ def bounds_of_run(d, delta, n, alpha):
     }
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance moved against step, with its bounds, in four settings.", "name": "fig-multiples"}, "image": {"alt": "Four panels of distance moved against step on logarithmic axes, with the bound of Theorem 4.1 and the two bounds of Theorem A. In the first three panels the paper's bound lies above the measured curve, which runs between the two others; in the last, with 40 statements, the paper's bound lies below the measured curve, and Theorem A's still on it."}}
+# %% mystnb={"figure": {"caption": "Distance moved against step, with its bounds, in four settings.", "name": "fig-multiples"}, "image": {"alt": "Four panels of distance moved against step on logarithmic axes, with the bound of Theorem 4.1 and the two bounds of Theorem A. In the first three panels the paper's bound lies above the measured curve, which runs between the two others; in the last, with 40 statements, the paper's bound lies below the measured curve, and Theorem A's still on it."}} tags=["hide-input"]
 def picture(*settings):
     width = min(2, len(settings))
     rows = -(-len(settings) // width)
@@ -948,7 +948,7 @@ panels = {
     "SGD, paper's η": (furthest, as_printed),
 }  # fmt: skip
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance moved against step on real hidden states; bounds dashed (Figure 4).", "name": "fig-real"}, "image": {"alt": "Four panels of distance moved against step for five behaviors, on a logarithmic y axis, with dashed bounds in the color of each behavior. Gradient descent at the theorem's step: Theorem A at or above the measured curves, the paper's bounds further up. At the book's step: Theorem A at or above the curves. SGD at the book's step: its bound further above. SGD at the paper's step: the largest distances over seeds come nearest to the paper's bounds at the first steps."}}
+# %% mystnb={"figure": {"caption": "Distance moved against step on real hidden states; bounds dashed (Figure 4).", "name": "fig-real"}, "image": {"alt": "Four panels of distance moved against step for five behaviors, on a logarithmic y axis, with dashed bounds in the color of each behavior. Gradient descent at the theorem's step: Theorem A at or above the measured curves, the paper's bounds further up. At the book's step: Theorem A at or above the curves. SGD at the book's step: its bound further above. SGD at the paper's step: the largest distances over seeds come nearest to the paper's bounds at the first steps."}} tags=["hide-input"]
 fig, axes = plt.subplots(2, 2, figsize=(6.8, 6.8))
 for ax, (title, (curves, *bounds)) in zip(
     axes.flat, panels.items(), strict=True

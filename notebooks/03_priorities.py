@@ -411,7 +411,7 @@ path = last_layer.gradient_descent(a, 0.2, 1.0, 60)
 library = np.log(2) - mixtures.loss_decreases(path, *mixture, 1.0)
 assert np.allclose(losses, library, rtol=0, atol=1e-12)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss of two behaviors against step: the same two lengths, four angles.", "name": "fig-angle"}, "image": {"alt": "Four panels of loss against step for two behaviors at angles of 30, 75, 120 and 165 degrees. In each, the loss of the longer behavior decreases faster. The wider the angle, the less the loss of the shorter behavior decreases; at 165 degrees it increases."}}
+# %% mystnb={"figure": {"caption": "Loss of two behaviors against step: the same two lengths, four angles.", "name": "fig-angle"}, "image": {"alt": "Four panels of loss against step for two behaviors at angles of 30, 75, 120 and 165 degrees. In each, the loss of the longer behavior decreases faster. The wider the angle, the less the loss of the shorter behavior decreases; at 165 degrees it increases."}} tags=["hide-input"]
 fig, axes = plt.subplots(2, 2, figsize=(6.8, 5.6), sharex=True, sharey=True)
 for ax, angle in zip(axes.flat, (30, 75, 120, 165), strict=True):
     for loss, name in zip(at_angle(angle)[1], (3, 2), strict=True):
@@ -475,7 +475,7 @@ for name, (states, rate) in mixed.items():
     overtaken[name] = loss
     print(f"{name}: P = {level.round(2)}, overtaken at step {behind.argmax()}")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Loss against step: the behavior of higher priority is overtaken, for two reasons.", "name": "fig-overtaken"}, "image": {"alt": "Two panels of loss against step, each with two behaviors. In both, the loss of the behavior with higher priority decreases faster at the start, then flattens, and the other loss crosses it and keeps decreasing."}}
+# %% mystnb={"figure": {"caption": "Loss against step: the behavior of higher priority is overtaken, for two reasons.", "name": "fig-overtaken"}, "image": {"alt": "Two panels of loss against step, each with two behaviors. In both, the loss of the behavior with higher priority decreases faster at the start, then flattens, and the other loss crosses it and keeps decreasing."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2)
 for ax, (name, losses) in zip(axes, overtaken.items(), strict=True):
     for loss, label in zip(losses, ("higher P", "lower P"), strict=True):
@@ -512,7 +512,7 @@ for which, both in enumerate(shared.PAIRS[config.tier]):
 columns = ["pair", "behavior", "‖b‖", "angle (°)", "P", "gap |P₁ − P₂|"]
 table = pd.DataFrame(rows, columns=[*columns, "mean |L₁ − L₂|"])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss of two behaviors trained together, against step (the paper's Figure 5).", "name": "fig-pairs"}, "image": {"alt": "Two panels of training loss against step, pair (a) left and pair (b) right, each with two behaviors and a band over seeds. All start at log 2 and jump upwards in single steps."}}
+# %% mystnb={"figure": {"caption": "Training loss of two behaviors trained together, against step (the paper's Figure 5).", "name": "fig-pairs"}, "image": {"alt": "Two panels of training loss against step, pair (a) left and pair (b) right, each with two behaviors and a band over seeds. All start at log 2 and jump upwards in single steps."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(6.8, 4))
 for which, both in enumerate(shared.PAIRS[config.tier]):
     ax, steps_taken = axes[which], np.arange(losses[which].shape[1])
@@ -640,7 +640,7 @@ longest = np.maximum(length[i], length[j])
 by_length = (length[i] ** 2 - length[j] ** 2) / (2 * mean_length * longest)
 assert np.allclose(P[:, 0] - P[:, 1], by_length), "the proposition on pairs"
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Priority gaps and angles of all pairs of behaviors.", "name": "fig-matrix"}, "image": {"alt": "Two square heat maps over the recorded behaviors, with a number in each cell: above, the priority gap of each pair; below, the angle between their differences of means. Most angles lie below or near 90 degrees, some above."}}
+# %% mystnb={"figure": {"caption": "Priority gaps and angles of all pairs of behaviors.", "name": "fig-matrix"}, "image": {"alt": "Two square heat maps over the recorded behaviors, with a number in each cell: above, the priority gap of each pair; below, the angle between their differences of means. Most angles lie below or near 90 degrees, some above."}} tags=["hide-input"]
 about = ("priority gap |P₁ − P₂|", gaps, ".2f")
 about = (about, ("angle between b₁ and b₂ (°)", angles, ".0f"))
 names, ticks = [plots.short(name, 22) for name in everyone], range(len(b))
@@ -681,7 +681,7 @@ table.insert(0, "ordered right", right.mean())
 wrong = found["gap"][~right["P (5)"]].abs().max() / found["gap"].abs().max()
 conflicts = (cosine[i, j] < 0).sum()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "All pairs: gap of the loss decreases against two predictors.", "name": "fig-scatter"}, "image": {"alt": "Two scatter plots, a point a pair. Left, the relative gap of the loss decreases against the priority gap; right, the gap of the mean losses against the difference of squared lengths. In both the points rise together; on the right they lie close to a curve through the origin."}}
+# %% mystnb={"figure": {"caption": "All pairs: gap of the loss decreases against two predictors.", "name": "fig-scatter"}, "image": {"alt": "Two scatter plots, a point a pair. Left, the relative gap of the loss decreases against the priority gap; right, the gap of the mean losses against the difference of squared lengths. In both the points rise together; on the right they lie close to a curve through the origin."}} tags=["hide-input"]
 fig, (left, right_ax) = plt.subplots(1, 2)
 size = found.abs()
 left.plot(size["P (5)"], size["relative gap"], "o")

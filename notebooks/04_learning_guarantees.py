@@ -635,7 +635,7 @@ relative = {key: run[key][:, 1:] / length[:, 1:] for key in ("error", "tube")}
 assert (run["error"] <= run["tube"] + 1e-10 * length.max()).all()
 assert relative["error"][:, 0].max() < 1e-12, "exact at t = 1"
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Relative error of the linear regime against step: true error and proven bound.", "name": "fig-tube"}, "image": {"alt": "Two log-log panels against the step, a line a behavior: left the true relative error of the linear regime, right the bound of Theorem B. Both start many orders of magnitude below 1 and increase; the bound lies above the error, by more as steps go by, and passes 1 within the plot."}}
+# %% mystnb={"figure": {"caption": "Relative error of the linear regime against step: true error and proven bound.", "name": "fig-tube"}, "image": {"alt": "Two log-log panels against the step, a line a behavior: left the true relative error of the linear regime, right the bound of Theorem B. Both start many orders of magnitude below 1 and increase; the bound lies above the error, by more as steps go by, and passes 1 within the plot."}} tags=["hide-input"]
 fig, panels = plt.subplots(1, 2, figsize=(6.8, 3.8))
 labels_of = {"error": "true error / ‖δ‖", "tube": "proven bound Eₜ / ‖δ‖"}
 for ax, (key, label) in zip(panels, labels_of.items(), strict=True):
@@ -738,7 +738,7 @@ low, high = run["distance"].swapaxes(0, 1)
 assert (low <= run["true_distance"] * (1 + 1e-9)).all()
 assert (run["true_distance"] <= high * (1 + 1e-9)).all()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss and displacement against step: proven bounds (bands), gradient descent (lines).", "name": "fig-certificate"}, "image": {"alt": "Two panels against the step on a log scale up to 1000, training loss left and displacement right, a line a behavior inside a band of the same color. For tens of steps the bands are as thin as the lines; far beyond they open and overlap."}}
+# %% mystnb={"figure": {"caption": "Training loss and displacement against step: proven bounds (bands), gradient descent (lines).", "name": "fig-certificate"}, "image": {"alt": "Two panels against the step on a log scale up to 1000, training loss left and displacement right, a line a behavior inside a band of the same color. For tens of steps the bands are as thin as the lines; far beyond they open and overlap."}} tags=["hide-input"]
 fig, panels = plt.subplots(1, 2, figsize=(6.8, 3.8))
 shown = {"training loss": (loss, true_loss)}
 shown["displacement ‖W_U(t) − W_U(0)‖"] = run["distance"], run["true_distance"]

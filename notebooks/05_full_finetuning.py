@@ -253,7 +253,7 @@ paper, *_, scaled = [*rates.values()] * 2  # equal if one rate is given
 curves = {rate: losses(rate) for rate in dict.fromkeys((paper, scaled))}
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training and held-out loss against step at the paper's learning rate: median and 5 to 95 % range over seeds.", "name": "fig-six-paper"}, "image": {"alt": "Two panels of loss against step for five behaviors at the paper's learning rate, of the training batches left and of the held-out statements right. All curves start at log 2; how far each falls is in the table below."}}
+# %% mystnb={"figure": {"caption": "Training and held-out loss against step at the paper's learning rate: median and 5 to 95 % range over seeds.", "name": "fig-six-paper"}, "image": {"alt": "Two panels of loss against step for five behaviors at the paper's learning rate, of the training batches left and of the held-out statements right. All curves start at log 2; how far each falls is in the table below."}} tags=["hide-input"]
 def draw(panels):
     """One panel per key (title, quantity); values (behaviors, seeds, T + 1)."""
     n = len(panels)
@@ -274,7 +274,7 @@ def draw(panels):
 
 draw({(f"η = {paper:g}", k): v for k, v in curves[paper].items()})
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training and held-out loss against step at the scaled learning rate: median and 5 to 95 % range over seeds.", "name": "fig-six-scaled"}, "image": {"alt": "Two panels of loss against step for five behaviors at the scaled learning rate, of the training batches left and of the held-out statements right. All start at log 2."}}
+# %% mystnb={"figure": {"caption": "Training and held-out loss against step at the scaled learning rate: median and 5 to 95 % range over seeds.", "name": "fig-six-scaled"}, "image": {"alt": "Two panels of loss against step for five behaviors at the scaled learning rate, of the training batches left and of the held-out statements right. All start at log 2."}} tags=["hide-input"]
 draw({(f"η = {scaled:g}", k): v for k, v in curves[scaled].items()})
 
 # %% [markdown]
@@ -369,7 +369,7 @@ one_run = {
 }  # each (behaviors, 2, T + 1)
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss against step at other values of β, at the paper's rate (left) and the scaled rate (right).", "name": "fig-betas-training"}, "image": {"alt": "A grid of panels, one row a value of β and one column a learning rate, of the training loss against step for five behaviors. At β = 0.001 the loss hardly leaves log 2; at larger β it falls further and is noisier."}}
+# %% mystnb={"figure": {"caption": "Training loss against step at other values of \u03b2, at the paper's rate (left) and the scaled rate (right).", "name": "fig-betas-training"}, "image": {"alt": "A grid of panels, one row a value of \u03b2 and one column a learning rate, of the training loss against step for five behaviors. At \u03b2 = 0.001 the loss hardly leaves log 2; at larger \u03b2 it falls further and is noisier."}} tags=["hide-input"]
 def draw_grid(panels, ylabel, legend):
     """One panel per title, two per row; values [(behavior, (T + 1,)), …]."""
     size = (7.4, 1.2 + 2.6 * -(-len(panels) // 2))
@@ -398,7 +398,7 @@ def at(part):
 numbered = {b: f"{i} {plots.short(b, 60)}" for i, b in enumerate(main, 1)}
 draw_grid(at(0), "training loss", numbered)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss against step in the same runs.", "name": "fig-betas-held-out"}, "image": {"alt": "A grid of panels, one row a value of β and one column a learning rate, of the held-out loss against step for five behaviors."}}
+# %% mystnb={"figure": {"caption": "Held-out loss against step in the same runs.", "name": "fig-betas-held-out"}, "image": {"alt": "A grid of panels, one row a value of \u03b2 and one column a learning rate, of the held-out loss against step for five behaviors."}} tags=["hide-input"]
 draw_grid(at(1), "held-out loss", numbered)
 
 # %% [markdown]
@@ -474,7 +474,7 @@ d = records.states(config.behaviors[0]).boundary.size
 for rate, distances in moved.items():
     assert (distances[:, :, 1] <= 2 * rate * np.sqrt(d) * 1.01).all()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance of the boundary W_B from its start against step, under AdamW at the two learning rates.", "name": "fig-boundary"}, "image": {"alt": "Two panels of the distance of the boundary from its start against step, at the paper's and the scaled learning rate. The curves of the five behaviors lie on each other for about six steps; then the more slowly learned ones bend down."}}
+# %% mystnb={"figure": {"caption": "Distance of the boundary W_B from its start against step, under AdamW at the two learning rates.", "name": "fig-boundary"}, "image": {"alt": "Two panels of the distance of the boundary from its start against step, at the paper's and the scaled learning rate. The curves of the five behaviors lie on each other for about six steps; then the more slowly learned ones bend down."}} tags=["hide-input"]
 draw(
     {
         (f"η = {r:g}", "distance of W_B from its start"): v
@@ -503,7 +503,7 @@ pair_losses = {
     for rate in full_finetuning.rates(tier_records, 0.01).values()
 }  # each (2, T + 1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss against step of the two behaviors of each pair, trained together, one run each.", "name": "fig-seven"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}}
+# %% mystnb={"figure": {"caption": "Held-out loss against step of the two behaviors of each pair, trained together, one run each.", "name": "fig-seven"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}} tags=["hide-input"]
 trained_pairs = dict(zip("ab", shared.PAIRS[config.tier], strict=True))
 panels = {
     f"pair ({k}), η = {rate:g}": [*zip(trained_pairs[k], values, strict=True)]
@@ -574,7 +574,7 @@ for behavior in known:
     last_layer.append(np.linalg.norm([b / 2 * signed, -b / 2 * signed]))
 assert np.allclose(last_layer, step["head"], rtol=1e-4)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Decrease of the training loss in the first full-batch step of AdamW against the gradient norm: two rows of the unembedding (left), all parameters (right).", "name": "fig-first-step"}, "image": {"alt": "Two scatter plots with one point a behavior. The measured decrease of the training loss in one step against the gradient norm of the last layer left, and against that of all parameters right."}}
+# %% mystnb={"figure": {"caption": "Decrease of the training loss in the first full-batch step of AdamW against the gradient norm: two rows of the unembedding (left), all parameters (right).", "name": "fig-first-step"}, "image": {"alt": "Two scatter plots with one point a behavior. The measured decrease of the training loss in one step against the gradient norm of the last layer left, and against that of all parameters right."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 5.2), sharey=True)
 for ax, key, what in zip(
     axes,
@@ -689,7 +689,7 @@ share = parts[:, 0] / parts.sum(1)
 print(f"η = {last_rate:g}: the boundary alone accounts for")
 print(f"{share.min():.1%} to {share.max():.1%} of the growth")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the mean held-out log-ratio at the scaled learning rate, split by what moved.", "name": "fig-parts"}, "image": {"alt": "Grouped bars for five behaviors: growth of the log-ratio by the boundary alone, by the hidden states alone, and by both together. The bars of the hidden states alone are nearly all there is."}}
+# %% mystnb={"figure": {"caption": "Growth of the mean held-out log-ratio at the scaled learning rate, split by what moved.", "name": "fig-parts"}, "image": {"alt": "Grouped bars for five behaviors: growth of the log-ratio by the boundary alone, by the hidden states alone, and by both together. The bars of the hidden states alone are nearly all there is."}} tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(6.8, 0.6 + 0.55 * len(main)))
 moved_by = ("boundary alone", "hidden states alone", "both together")
 for i, (name, values) in enumerate(zip(moved_by, parts.T, strict=True)):

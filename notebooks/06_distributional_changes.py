@@ -89,7 +89,7 @@ print({k: x.shape for k, x in next(iter(runs.values())).items()})
 # changed?
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the first behavior's hidden states, before and after training fitted separately (the paper's Figure 8).", "name": "fig-eight"}, "image": {"alt": "A scatter plot of hidden states flattened by UMAP before training, and one after training for each learning rate. Green discs are statements to be answered Yes, gray crosses those to be answered No."}}
+# %% mystnb={"figure": {"caption": "UMAP of the first behavior's hidden states, before and after training fitted separately (the paper's Figure 8).", "name": "fig-eight"}, "image": {"alt": "A scatter plot of hidden states flattened by UMAP before training, and one after training for each learning rate. Green discs are statements to be answered Yes, gray crosses those to be answered No."}} tags=["hide-input"]
 def draw(panels, ncols):
     """One panel per title: points (n, 2), or before (pale), after (2, n, 2); labels."""
     nrows = -(-len(panels) // ncols)
@@ -119,7 +119,7 @@ panels = {"before": (next(iter(own.values()))["separate"][0], labels)}
 panels |= {title: (run["separate"][1], labels) for title, run in own.items()}
 draw(panels, len(panels))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the same states, before (pale) and after training (strong) fitted together.", "name": "fig-eight-joint"}, "image": {"alt": "For each learning rate one scatter plot with the hidden states before training in pale and after training in strong colors, on one map. Most of the pale points lie apart from the strong ones."}}
+# %% mystnb={"figure": {"caption": "UMAP of the same states, before (pale) and after training (strong) fitted together.", "name": "fig-eight-joint"}, "image": {"alt": "For each learning rate one scatter plot with the hidden states before training in pale and after training in strong colors, on one map. Most of the pale points lie apart from the strong ones."}} tags=["hide-input"]
 draw(
     {k.replace("after", "both"): (x["joint"], labels) for k, x in own.items()},
     len(own),
@@ -157,7 +157,7 @@ print("from g to 4g, the map changes by at most", abs(again - same).max())
 assert np.array_equal(again, same)
 moved = umap_2d(np.concatenate([g, g + 1])).reshape(2, -1, 2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of g, which equals UMAP of 4g (left); of g and g + c, fitted together (right).", "name": "fig-blind"}, "image": {"alt": "Two scatter plots. Left one cloud of green discs and gray crosses. Right two islands of the same shape and mixture, one pale and one strong."}}
+# %% mystnb={"figure": {"caption": "UMAP of g, which equals UMAP of 4g (left); of g and g + c, fitted together (right).", "name": "fig-blind"}, "image": {"alt": "Two scatter plots. Left one cloud of green discs and gray crosses. Right two islands of the same shape and mixture, one pale and one strong."}} tags=["hide-input"]
 pictures = {"g, and 4g": same, "g (pale) and g + c (strong)": moved}
 draw({name: (points, labels) for name, points in pictures.items()}, 2)
 
@@ -506,7 +506,7 @@ for behavior, value in distributional_changes.shown(config.tier):
         rows.append(row)
 changes = pd.DataFrame(rows).sort_values("β", kind="stable")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Four quantities, after training over before, against β: scaled learning rate (solid), paper's (dashed).", "name": "fig-factors"}, "image": {"alt": "Four panels against β, both axes logarithmic, one line a behavior and learning rate: distinguishability, largest variance, the ratio q1 and the ratio q2, after training over before."}}
+# %% mystnb={"figure": {"caption": "Four quantities, after training over before, against \u03b2: scaled learning rate (solid), paper's (dashed).", "name": "fig-factors"}, "image": {"alt": "Four panels against \u03b2, both axes logarithmic, one line a behavior and learning rate: distinguishability, largest variance, the ratio q1 and the ratio q2, after training over before."}} tags=["hide-input"]
 names = {
     b: f"{i} {plots.short(b, 64)}"
     for i, b in enumerate(changes["behavior"].unique(), 1)
@@ -544,7 +544,7 @@ display(table)
 # far the means have moved apart, at any $\beta$ and learning rate. The lines printed below it
 # compare the two learning rates.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "q₁ and q₂ against ‖b̂‖, each after training over before; a point is a run.", "name": "fig-rise"}, "image": {"alt": "Two scatter plots with logarithmic axes, of the ratios q1 and q2 against the distance of the means, each after training over before. A point is a run, its color the behavior."}}
+# %% mystnb={"figure": {"caption": "q\u2081 and q\u2082 against \u2016b\u0302\u2016, each after training over before; a point is a run.", "name": "fig-rise"}, "image": {"alt": "Two scatter plots with logarithmic axes, of the ratios q1 and q2 against the distance of the means, each after training over before. A point is a run, its color the behavior."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 4.4))
 for ax, what in zip(axes, ("q₁", "q₂"), strict=True):
     for behavior, part in changes.groupby("behavior", sort=False):
@@ -580,7 +580,7 @@ if "scaled" in pair["η"] and (pair["η"].scaled > pair["η"].paper).all():
 # rates above. The states before training do not depend on $\beta$, so {numref}`fig-beta-planes`
 # leaves that column out.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of each behavior's hidden states: before, after, and both (the paper's Figures 8 and 23 to 26).", "name": "fig-all-planes"}, "image": {"alt": "A grid of scatter plots, one row a behavior and three columns: states before training, after training, and both on one map with the former in pale colors."}}
+# %% mystnb={"figure": {"caption": "UMAP of each behavior's hidden states: before, after, and both (the paper's Figures 8 and 23 to 26).", "name": "fig-all-planes"}, "image": {"alt": "A grid of scatter plots, one row a behavior and three columns: states before training, after training, and both on one map with the former in pale colors."}} tags=["hide-input"]
 rate = [*rates.values()][-1]
 panels = {}
 for i, name in enumerate(config.behaviors, 1):
@@ -590,7 +590,7 @@ for i, name in enumerate(config.behaviors, 1):
     panels[f"{i}: both"] = (run["joint"], sides)
 draw(panels, 3)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the first behavior's hidden states at other values of β (the paper's Figures 20 to 22).", "name": "fig-beta-planes"}, "image": {"alt": "A grid of scatter plots, one row a value of β and two columns: states after training, and those before and after on one map with the former in pale colors."}}
+# %% mystnb={"figure": {"caption": "UMAP of the first behavior's hidden states at other values of \u03b2 (the paper's Figures 20 to 22).", "name": "fig-beta-planes"}, "image": {"alt": "A grid of scatter plots, one row a value of \u03b2 and two columns: states after training, and those before and after on one map with the former in pale colors."}} tags=["hide-input"]
 behavior, panels = full_finetuning.MAIN[config.tier][0], {}
 sides = tier_records.states(behavior).labels
 for value in full_finetuning.BETAS[config.tier]:

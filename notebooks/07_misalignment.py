@@ -164,7 +164,7 @@ losses = {
 training = {name: array[:, :, :2, 0, :-1] for name, array in losses.items()}
 labels, hues = misalignment.LABELS[:2], misalignment.HUES
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels against step, from the base and the aligned model: median and 5 to 95 % range over seeds.", "name": "fig-nine"}, "image": {"alt": "A grid of panels, one row a learning rate and one column a behavior, of the training loss on flipped labels against step. Each has one curve from the base model and one from the aligned model; both start at log 2."}}
+# %% mystnb={"figure": {"caption": "Training loss on flipped labels against step, from the base and the aligned model: median and 5 to 95 % range over seeds.", "name": "fig-nine"}, "image": {"alt": "A grid of panels, one row a learning rate and one column a behavior, of the training loss on flipped labels against step. Each has one curve from the base model and one from the aligned model; both start at log 2."}} tags=["hide-input"]
 fig, axes = plt.subplots(
     len(rates), 2, figsize=(7, 2.9 * len(rates)), sharey=True, squeeze=False
 )
@@ -247,7 +247,7 @@ def draw(ax, values, label, where):
     ax.set(xlabel="step", ylabel=label, title=where)
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss, mean gap, and accuracy on flipped labels against step in the three runs, at the largest learning rate of the page, first seed.", "name": "fig-reference"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: held-out loss, mean gap, and accuracy on the flipped labels against step, for the run from the base model, the one from the aligned model, and the one from the aligned model with the base reference."}}
+# %% mystnb={"figure": {"caption": "Held-out loss, mean gap, and accuracy on flipped labels against step in the three runs, at the largest learning rate of the page, first seed.", "name": "fig-reference"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: held-out loss, mean gap, and accuracy on the flipped labels against step, for the run from the base model, the one from the aligned model, and the one from the aligned model with the base reference."}} tags=["hide-input"]
 fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
 for row, (place, at) in zip(axes, places.items(), strict=True):
     for ax, (what, values) in zip(row, held_out.items(), strict=True):
@@ -315,7 +315,7 @@ for behavior, apart in zip(everyone, inside["apart"], strict=True):
     difference = g[signs > 0].mean(0) - g[signs < 0].mean(0)
     assert np.isclose(apart[0, 0], np.linalg.norm(difference), rtol=1e-2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out distinguishability, and displacement of all parameters and of the boundary, against step of training on flipped labels.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: the distance between the class means, the distance that all parameters have moved, and the distance that the boundary has moved, against step, from the base and from the aligned model."}}
+# %% mystnb={"figure": {"caption": "Held-out distinguishability, and displacement of all parameters and of the boundary, against step of training on flipped labels.", "name": "fig-inside"}, "image": {"alt": "A grid of panels, the upper row for the least and the lower row for the most distinguishable behavior: the distance between the class means, the distance that all parameters have moved, and the distance that the boundary has moved, against step, from the base and from the aligned model."}} tags=["hide-input"]
 names = ("distinguishability", "displacement", "displacement of boundary")
 fig, axes = plt.subplots(2, 3, figsize=(10, 5.8))
 for row, (place, at) in zip(axes, places.items(), strict=True):
@@ -377,7 +377,7 @@ assert np.allclose([low, high], certified[-1, 0], rtol=1e-3)
 # loss of gradient descent. (From the base model the bounds are closer together than the line is
 # wide.)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer's training loss on flipped labels against step: proven bounds (bands) and gradient descent (lines).", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}}
+# %% mystnb={"figure": {"caption": "Last layer's training loss on flipped labels against step: proven bounds (bands) and gradient descent (lines).", "name": "fig-foretold"}, "image": {"alt": "Two panels, one a behavior, of the loss of the last layer against step. Each has a band of proven bounds from the base model's hidden states and one from the aligned model's, with the loss of gradient descent inside."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.3), sharey=True)
 for ax, behavior in zip(axes, two, strict=True):
     at, t = everyone.index(behavior), np.arange(head.shape[-1])
@@ -426,7 +426,7 @@ attacks = {
     for behavior in everyone
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out accuracy and mean gap with true labels against the number of flipped examples; the left end is before the attack.", "name": "fig-undone"}, "image": {"alt": "Two panels of held-out accuracy and mean gap with the true labels against the number of flipped examples on a logarithmic axis, one curve a behavior. Accuracy falls as the number of flipped examples grows."}}
+# %% mystnb={"figure": {"caption": "Held-out accuracy and mean gap with true labels against the number of flipped examples; the left end is before the attack.", "name": "fig-undone"}, "image": {"alt": "Two panels of held-out accuracy and mean gap with the true labels against the number of flipped examples on a logarithmic axis, one curve a behavior. Accuracy falls as the number of flipped examples grows."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 4.4))
 for ax, what, label in zip(
     axes, ("accuracy", "gap"), ("accuracy", "gap (nats)"), strict=True

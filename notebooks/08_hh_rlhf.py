@@ -276,7 +276,7 @@ def grid(rows):
     return fig, axes
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training and held-out loss on flipped labels against step, from the base and the aligned model (the paper's Figure 15).", "name": "fig-fifteen"}, "image": {"alt": "A grid of panels: the training loss of the batches above and the held-out loss below, against step, at each learning rate; one line for the base model and one for the aligned model."}}
+# %% mystnb={"figure": {"caption": "Training and held-out loss on flipped labels against step, from the base and the aligned model (the paper's Figure 15).", "name": "fig-fifteen"}, "image": {"alt": "A grid of panels: the training loss of the batches above and the held-out loss below, against step, at each learning rate; one line for the base model and one for the aligned model."}} tags=["hide-input"]
 fig, axes = grid(2)
 for column, run in zip(axes.T, runs.values(), strict=True):
     for part, what in enumerate(("training loss", "held-out loss")):
@@ -324,7 +324,7 @@ pd.DataFrame(rows).T.rename_axis(["η", "start"])
 # training*, which is what "undone" means. Or it may be near the gap of the base model's own run *at
 # the same step*.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean held-out gap by the given labels against step of training on flipped labels (the paper's Figure 16); dashed: base model before training.", "name": "fig-sixteen"}, "image": {"alt": "One panel a learning rate: the mean difference of the log-probabilities of preferred and non-preferred responses against step, a line for each run, and a dashed level for the base model before any training."}}
+# %% mystnb={"figure": {"caption": "Mean held-out gap by the given labels against step of training on flipped labels (the paper's Figure 16); dashed: base model before training.", "name": "fig-sixteen"}, "image": {"alt": "One panel a learning rate: the mean difference of the log-probabilities of preferred and non-preferred responses against step, a line for each run, and a dashed level for the base model before any training."}} tags=["hide-input"]
 fig, axes = grid(1)
 for ax, run in zip(axes[0], runs.values(), strict=True):
     for arm in names:
@@ -388,7 +388,7 @@ pd.DataFrame(rows).T.rename_axis(["η", "start", "reference"])
 # {numref}`fig-separately` shows each by itself during training on flipped labels, as its change
 # from the base model.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Change of the mean held-out log-probability from the base model against step of training on flipped labels.", "name": "fig-separately"}, "image": {"alt": "A grid of panels, one column a learning rate: the change of the mean log-probability of preferred responses above and of non-preferred ones below, against step, for the base and the aligned model."}}
+# %% mystnb={"figure": {"caption": "Change of the mean held-out log-probability from the base model against step of training on flipped labels.", "name": "fig-separately"}, "image": {"alt": "A grid of panels, one column a learning rate: the change of the mean log-probability of preferred responses above and of non-preferred ones below, against step, for the base and the aligned model."}} tags=["hide-input"]
 fig, axes = grid(2)
 first = next(iter(runs.values()))["base", "base"]
 for column, run in zip(axes.T, runs.values(), strict=True):
@@ -523,7 +523,7 @@ assert by_merging < by_adapter / 100
 # %% [markdown]
 # {numref}`fig-adapter` shows the lead with the trained adapter and with a new one.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Lead in held-out loss over the base model against step, with the trained adapter and with a new one.", "name": "fig-adapter"}, "image": {"alt": "One panel a learning rate: the lead in held-out loss over the base model against step, one line for the aligned model with its own adapter and one for that with a new adapter."}}
+# %% mystnb={"figure": {"caption": "Lead in held-out loss over the base model against step, with the trained adapter and with a new one.", "name": "fig-adapter"}, "image": {"alt": "One panel a learning rate: the lead in held-out loss over the base model against step, one line for the aligned model with its own adapter and one for that with a new adapter."}} tags=["hide-input"]
 fig, axes = grid(1)
 for ax, run in zip(axes[0], runs.values(), strict=True):
     for arm in own[1:]:

@@ -181,7 +181,7 @@ for who in (records, other):
 survey = pd.DataFrame(columns)
 five = [behavior for behavior in main if behavior in survey.index]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distinguishability of every available behavior before training: second model against first model.", "name": "fig-survey"}, "image": {"alt": "A scatter plot with logarithmic axes: distinguishability under the first model on the x-axis, under the second on the y-axis. A gray point is a behavior; the behaviors of Figure 10 are colored."}}
+# %% mystnb={"figure": {"caption": "Distinguishability of every available behavior before training: second model against first model.", "name": "fig-survey"}, "image": {"alt": "A scatter plot with logarithmic axes: distinguishability under the first model on the x-axis, under the second on the y-axis. A gray point is a behavior; the behaviors of Figure 10 are colored."}} tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(5, 4.8))
 ax.plot(
     *survey["apart"].drop(five).to_numpy().T,
@@ -308,7 +308,7 @@ def curves(rate):
 
 losses = {rate: curves(rate) for rate in dict.fromkeys(rates.values())}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss (left) and held-out loss (right) of the second model against step, one run per behavior (the paper's Figure 10).", "name": "fig-ten"}, "image": {"alt": "A grid of panels, one row a learning rate, of loss against step for the behaviors of Figure 10: training batches left, held-out statements right. All start at log 2."}}
+# %% mystnb={"figure": {"caption": "Training loss (left) and held-out loss (right) of the second model against step, one run per behavior (the paper's Figure 10).", "name": "fig-ten"}, "image": {"alt": "A grid of panels, one row a learning rate, of loss against step for the behaviors of Figure 10: training batches left, held-out statements right. All start at log 2."}} tags=["hide-input"]
 fig, axes = plt.subplots(
     len(losses), 2, figsize=(7.4, 3 * len(losses) + 1), squeeze=False
 )
@@ -410,7 +410,7 @@ pair_losses = {
     for rate in dict.fromkeys(rates.values())
 }  # each (2, T + 1)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Held-out loss against step of the two behaviors of each pair, trained together (the paper's Figure 12).", "name": "fig-twelve"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}}
+# %% mystnb={"figure": {"caption": "Held-out loss against step of the two behaviors of each pair, trained together (the paper's Figure 12).", "name": "fig-twelve"}, "image": {"alt": "A grid of panels, one row a pair and one column a learning rate, each with the held-out loss of the two behaviors of the pair against step."}} tags=["hide-input"]
 fig, axes = plt.subplots(
     2, len(losses), figsize=(3.7 * len(losses), 7), squeeze=False
 )
@@ -498,7 +498,7 @@ flipped = {
     for name, rate in rates.items()
 }  # each (arms, 2, T + 1): the batches, and held out
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training loss on flipped labels against step, from the base and the aligned second model (the paper's Figure 11).", "name": "fig-eleven"}, "image": {"alt": "A grid of panels, one row a behavior and one column a learning rate, of the training loss on flipped labels against step: from the base model, from the aligned model, and from the aligned model with the base model as reference."}}
+# %% mystnb={"figure": {"caption": "Training loss on flipped labels against step, from the base and the aligned second model (the paper's Figure 11).", "name": "fig-eleven"}, "image": {"alt": "A grid of panels, one row a behavior and one column a learning rate, of the training loss on flipped labels against step: from the base model, from the aligned model, and from the aligned model with the base model as reference."}} tags=["hide-input"]
 fig, axes = plt.subplots(
     2, len(rates), figsize=(3.7 * len(rates), 6.6), squeeze=False
 )
@@ -571,7 +571,7 @@ maps = [
     for b in two
 ]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of two behaviors' hidden states under the second model: before, after, and both (the paper's Figures 13 and 14).", "name": "fig-thirteen"}, "image": {"alt": "Two rows of scatter plots, one a behavior: hidden states before training, after training, and both on one map with those before in pale colors. Green discs are statements whose preferred answer is Yes, gray crosses those whose preferred answer is No."}}
+# %% mystnb={"figure": {"caption": "UMAP of two behaviors' hidden states under the second model: before, after, and both (the paper's Figures 13 and 14).", "name": "fig-thirteen"}, "image": {"alt": "Two rows of scatter plots, one a behavior: hidden states before training, after training, and both on one map with those before in pale colors. Green discs are statements whose preferred answer is Yes, gray crosses those whose preferred answer is No."}} tags=["hide-input"]
 fig, axes = plt.subplots(2, 3, figsize=(9.6, 6.6))
 for number, row, (arrays, sides) in zip((13, 14), axes, maps, strict=True):
     panels = {

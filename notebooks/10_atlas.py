@@ -114,7 +114,7 @@ Markdown(f"Speeds of all parameters are over the first **{steps}** steps.")
 #
 # {numref}`fig-atlas` shows $\|\hat b\|$ against both speeds.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Learning speed on held-out statements against distinguishability: last layer (left), all parameters (right).", "name": "fig-atlas"}, "image": {"alt": "Two scatter plots of learning speed against distinguishability, one point a behavior: left the last layer alone, right all parameters of the behaviors that were fully fine-tuned. Behaviors of the case study are colored, behaviors of no other chapter gray."}}
+# %% mystnb={"figure": {"caption": "Learning speed on held-out statements against distinguishability: last layer (left), all parameters (right).", "name": "fig-atlas"}, "image": {"alt": "Two scatter plots of learning speed against distinguishability, one point a behavior: left the last layer alone, right all parameters of the behaviors that were fully fine-tuned. Behaviors of the case study are colored, behaviors of no other chapter gray."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 4.4))
 for ax, column in zip(axes, ("last layer", "all parameters"), strict=True):
     known = found.dropna(subset=[column])

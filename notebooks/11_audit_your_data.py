@@ -415,7 +415,7 @@ mixture[shown].rename(index=lambda x: plots.short(str(x), 40)).round(4)
 # layer* and *all parameters*, are whole runs, which a prediction of the first step does not cover.
 # {numref}`fig-audit-mixtures` shows the three growths against the predicted speed.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the mean held-out gap against the predicted speed, one point per behavior, for three kinds of training.", "name": "fig-audit-mixtures"}, "image": {"alt": "Three scatter plots of the growth of the held-out gap in nats against the speed predicted by the audit, one point a behavior and one color a mixture: the first step of the last layer, all its steps, and an epoch of all parameters."}}
+# %% mystnb={"figure": {"caption": "Growth of the mean held-out gap against the predicted speed, one point per behavior, for three kinds of training.", "name": "fig-audit-mixtures"}, "image": {"alt": "Three scatter plots of the growth of the held-out gap in nats against the speed predicted by the audit, one point a behavior and one color a mixture: the first step of the last layer, all its steps, and an epoch of all parameters."}} tags=["hide-input"]
 growths = ("first step", "last layer", "all parameters")
 fig, axes = plt.subplots(1, 3, figsize=(9.9, 4))
 for ax, growth in zip(axes, growths, strict=True):
@@ -629,7 +629,7 @@ pd.DataFrame({"growth of the gap": by_pair})
 # little ({numref}`fig-audit-dialogues`). Where lengths differ this much, use the report for what it
 # says about the data, not about a run.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Growth of the gap over the run that aligned the model against the predicted speed, one point per held-out dialogue.", "name": "fig-audit-dialogues"}, "image": {"alt": "A scatter plot of the growth of the gap in nats against the speed predicted by the audit, one point a held-out pair, in three colors by which of its responses is longer."}}
+# %% mystnb={"figure": {"caption": "Growth of the gap over the run that aligned the model against the predicted speed, one point per held-out dialogue.", "name": "fig-audit-dialogues"}, "image": {"alt": "A scatter plot of the growth of the gap in nats against the speed predicted by the audit, one point a held-out pair, in three colors by which of its responses is longer."}} tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(5, 4.4))
 for (kind, part), mark in zip(each.groupby("kind"), "os^", strict=False):
     ax.plot(part["speed"], part["grown"], mark, label=kind)

@@ -321,7 +321,7 @@ assert np.allclose(held_out_losses(path), resampled, atol=1e-6)
 # %% [markdown]
 # {numref}`fig-remedy-head` shows the losses of both pairs as they are and reweighted.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: held-out loss against step, as it is (dashed), reweighted (solid).", "name": "fig-remedy-head"}, "image": {"alt": "Two panels, one a pair, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both reweighted, solid."}}
+# %% mystnb={"figure": {"caption": "Last layer: held-out loss against step, as it is (dashed), reweighted (solid).", "name": "fig-remedy-head"}, "image": {"alt": "Two panels, one a pair, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both reweighted, solid."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(6.8, 4.4), sharey=True)
 for ax, letter in zip(axes, ("(a)", "(b)"), strict=True):
     arms = remedy.head(records, letter)
@@ -352,7 +352,7 @@ gaps = {
     for letter in together
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: gap of the held-out losses against step, in four arms.", "name": "fig-remedy-gap"}, "image": {"alt": "Three panels, one a mixture, of the gap between the losses of its behaviors against step on a logarithmic axis, with one curve each for the mixture as it is, reweighted, resampled with a band, and with weights solved for at every step."}}
+# %% mystnb={"figure": {"caption": "Last layer: gap of the held-out losses against step, in four arms.", "name": "fig-remedy-gap"}, "image": {"alt": "Three panels, one a mixture, of the gap between the losses of its behaviors against step on a logarithmic axis, with one curve each for the mixture as it is, reweighted, resampled with a band, and with weights solved for at every step."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), sharey=True)
 for ax, (letter, arms) in zip(axes, gaps.items(), strict=True):
     for arm, values in arms.items():
@@ -469,7 +469,7 @@ display(as_table(rows))
 # priorities hardly change, its weights ({numref}`fig-remedy-weights`) stay where they start, and the arm
 # gains nothing over weights that were computed once.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Last layer: weight of each behavior against step, solved for at every step.", "name": "fig-remedy-weights"}, "image": {"alt": "Three panels, one a mixture, of the weight of each of its behaviors against step of training."}}
+# %% mystnb={"figure": {"caption": "Last layer: weight of each behavior against step, solved for at every step.", "name": "fig-remedy-weights"}, "image": {"alt": "Three panels, one a mixture, of the weight of each of its behaviors against step of training."}} tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.6), sharey=True)
 for ax, (letter, behaviors) in zip(axes, together.items(), strict=True):
     used = remedy.head_run(records, behaviors).arrays["weights"]
@@ -519,7 +519,7 @@ display(table)
 # The runs on the mixtures as they are belong to {ref}`full-finetuning`. {numref}`fig-remedy-full` shows both arms. Each
 # has one seed, the same for both.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "All parameters: held-out loss against step, as it is (dashed), resampled (solid).", "name": "fig-remedy-full"}, "image": {"alt": "A grid of panels, one a pair and learning rate, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both resampled, solid."}}
+# %% mystnb={"figure": {"caption": "All parameters: held-out loss against step, as it is (dashed), resampled (solid).", "name": "fig-remedy-full"}, "image": {"alt": "A grid of panels, one a pair and learning rate, of held-out loss against step. Each has four curves: both behaviors of the pair as it is, dashed, and both resampled, solid."}} tags=["hide-input"]
 full = remedy.everything(records)
 shape = dict(figsize=(6.8, 2.9 * len(rates) + 1.6), sharey=True, squeeze=False)
 fig, axes = plt.subplots(len(rates), 2, **shape)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,8 +182,11 @@ class Server:
             data=model and json.dumps(model).encode(),
             headers={"Authorization": f"token {self.token}"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as refused:
+            raise AssertionError(f"{refused}: {refused.read().decode()}") from refused
 
 
 @contextlib.contextmanager
@@ -322,7 +326,9 @@ def test_in_the_browser(tmp_path, kind):
         press(Keys.ENTER, Keys.SHIFT)
         wait(lambda: "1024" in printed(), 120)
         save()
-        assert not [entry for entry in browser.get_log("browser") if "400" in entry["message"]]
+        assert not [
+            entry for entry in browser.get_log("browser") if "status of 400" in entry["message"]
+        ]
     source, notebook = pair.cells()
     where = next(i for i, cell in enumerate(notebook) if cell.cell_type == "code")
     for cells in (source, notebook):
