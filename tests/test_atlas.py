@@ -26,12 +26,9 @@ REASONS = ("confidence", "length", "base accuracy", "common", "along", "spread")
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("atlas")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
-        config = configure({"tier": "smoke", "model": "tiny-llama", "steps": 20, "seeds": 3})
-        yield RunStore(config, folder / "results")
+def records(home):
+    config = configure({"tier": "smoke", "model": "tiny-llama", "steps": 20, "seeds": 3})
+    return RunStore(config, home / "results")
 
 
 def test_every_behavior_at_hand_and_none_drawn_that_another_chapter_trains():

@@ -25,12 +25,9 @@ def unembedding(model) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("audit")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
-        config = configure({"tier": "smoke", "model": "tiny-llama", "steps": 20})
-        yield RunStore(config, folder / "results")
+def records(home):
+    config = configure({"tier": "smoke", "model": "tiny-llama", "steps": 20})
+    return RunStore(config, home / "results")
 
 
 @pytest.fixture(scope="module")

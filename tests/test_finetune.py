@@ -38,14 +38,7 @@ from ledger.keys import PROJECT, Code, Unit
 TINY = ("tiny-llama", "tiny-mistral", "tiny-gemma")
 FAST = dict(precision="float32", learning_rate=1e-3, beta=0.1)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache of its own."""
-    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("one_thread", "cache")
 
 
 def one_token(model, behaviors=("keeps-promises",)):

@@ -19,15 +19,9 @@ from ledger.config import FIVE, configure
 from ledger.store import RunStore, States
 from workflow.claims import Claim, judge
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "cache")
 
 BEHAVIOR = "loves-gardening"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def tiny(results, **parameters):

@@ -20,14 +20,12 @@ RATE, LENGTH = 1e-2, 260
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hh")
+def home(home):
+    """The shared folder, with a copy of the sample; longer pairs than the tier's are kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
         patch.setitem(hh_rlhf.LENGTH, "smoke", LENGTH)
-        sample = Path(data.__file__).parent / "sample"
-        shutil.copytree(sample, folder / "data")
-        yield folder
+        shutil.copytree(Path(data.__file__).parent / "sample", home / "data")
+        yield home
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,9 @@ from dpo_helpers.errors import InputError
 from dpo_helpers.finetune import Settings, batches, reference_log_ratios, train
 from dpo_helpers.lm import lora
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "cache")
 
 FAST = dict(precision="float32", learning_rate=1e-2, beta=0.1, batch_size=5)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DPO_CACHE_DIR", str(tmp_path / "cache"))
 
 
 load = partial(training.load, embeddings=1)

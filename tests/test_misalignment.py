@@ -17,14 +17,6 @@ BEHAVIOR, RATE = "loves-gardening", 1e-2
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("misalignment")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def records(home):
     config = configure({"tier": "smoke", "model": "tiny-llama", "beta": 1.0})
     return RunStore(config, home / "results")

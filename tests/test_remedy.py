@@ -249,13 +249,10 @@ PAIR, RATE = ("loves-gardening", "takes-the-later-reward"), 1e-3
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("remedy")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
-        config = {"tier": "smoke", "model": "tiny-llama", "steps": 20, "seeds": 3}
-        config |= {"full_learning_rate": RATE}
-        yield RunStore(configure(config), folder / "results")
+def records(home):
+    config = {"tier": "smoke", "model": "tiny-llama", "steps": 20, "seeds": 3}
+    config |= {"full_learning_rate": RATE}
+    return RunStore(configure(config), home / "results")
 
 
 def test_arms_of_the_last_layer(records):

@@ -32,14 +32,6 @@ ORDER = claims.Claim(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("second")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPO_CACHE_DIR", str(folder / "cache"))
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def records(home):
     """The smoke tier's, with a tiny Llama for the first model."""
     return RunStore(configure({"tier": "smoke", "model": "tiny-llama"}), home / "results")
