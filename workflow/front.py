@@ -22,7 +22,7 @@ def front(records: RunStore) -> Figure:
     f3 = records.recorded("f3").arrays
     panels = {"training loss": f3["loss"][:, 0, 0], "displacement ‖W(t) − W(0)‖": f3["distance"]}
     plots.use_style()
-    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.8))
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), dpi=160)
     for axis, (label, values) in zip(axes, panels.items(), strict=True):
         for number, behavior in enumerate(records.config.behaviors):
             name = f"{number + 1} {plots.short(behavior)}"
@@ -61,4 +61,4 @@ if __name__ == "__main__":
     records = RunStore(configure({"tier": "book"}))
     for draw in (front, card):
         path = ROOT / "book" / "_static" / f"{draw.__name__}.png"
-        draw(records).savefig(path, metadata={"Software": None})
+        draw(records).savefig(path, dpi="figure", metadata={"Software": None})
