@@ -6,6 +6,7 @@ python -m workflow.pdf TIER
 import base64
 import contextlib
 import posixpath
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -174,7 +175,17 @@ def printed(browser: "Chrome") -> bytes:
         "headerTemplate": "<span></span>",
         "footerTemplate": _FOOTER,
     }
-    return base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", how)["data"])
+    content = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", how)["data"])
+    return _TWICE.sub(_once, content)
+
+
+# Chromium writes number and words of a heading twice if it lays the heading out again on a new page.
+_TWICE = re.compile(rb"/Title \(((?:\d[\d.]*\. )?)\1([^()\\]+)\2\)")
+
+
+def _once(title: re.Match[bytes]) -> bytes:
+    """The title without its repetition, padded so that no offset in the file changes."""
+    return b"/Title (%b%b)" % title.groups() + b" " * (len(title[1]) + len(title[2]))
 
 
 if __name__ == "__main__":
