@@ -179,8 +179,8 @@ def printed(browser: "Chrome") -> bytes:
     return _TWICE.sub(_once, content)
 
 
-# Chromium writes number and words of a heading twice if it lays the heading out again on a new page.
-_TWICE = re.compile(rb"/Title \(((?:\d[\d.]*\. )?)\1([^()\\]+)\2\)")
+# Chromium writes the number and the words of a heading twice if it moves the heading to a new page.
+_TWICE = re.compile(rb"/Title \(((?:\d[\d.]*\. )?)\1((?:[^()\\]|\\.)+)\2\)")
 
 
 def _once(title: re.Match[bytes]) -> bytes:
