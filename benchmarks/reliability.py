@@ -174,7 +174,7 @@ def run(arguments: list[str], folder: Path, kill_after: float | None = None) -> 
         start_new_session=True,
     )
     try:
-        _, told = process.communicate(timeout=kill_after or LIMIT)
+        _, errors = process.communicate(timeout=kill_after or LIMIT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -182,7 +182,7 @@ def run(arguments: list[str], folder: Path, kill_after: float | None = None) -> 
             raise InputError(f"{arguments}: not finished within {LIMIT} s; raise LIMIT") from None
         return True
     if process.returncode:
-        raise InputError(f"{arguments}: failed ({told[-500:].strip()}); fix that first")
+        raise InputError(f"{arguments}: failed ({errors[-500:].strip()}); fix that first")
     return False
 
 

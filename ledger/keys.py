@@ -21,7 +21,7 @@ from dpo_helpers.files import content_keyed
 
 PACKAGES = ("dpo_helpers", "experiments", "ledger")
 PROJECT = Path(__file__).resolve().parents[1]
-_ROUNDS = 3  # in which equal definitions are told apart by what they refer to
+_ROUNDS = 3  # of distinguishing equal definitions by their references
 _FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 

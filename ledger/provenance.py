@@ -17,7 +17,7 @@ from .record import Run
 def header(config: Config, kind: str = "persona") -> str:
     """The machine, the model and the data of a ``kind``, in Markdown: the top of a page.
 
-    With "persona" its behaviors. Recorded runs are replayed where the data is not at hand.
+    For "persona" it lists the behaviors. If the data is unavailable, recorded runs are replayed.
     """
     import torch
 

@@ -161,7 +161,7 @@ class RunStore:
         inputs: Mapping[str, str | None],
         make: Callable[[], Mapping[str, np.ndarray]],
     ) -> bool:
-        """Whether a record of that name matches, as far as can be told from here."""
+        """Whether a record of that name matches, as far as its inputs are available."""
         key = self.key(settings, inputs, make)
         return any(not _differs(record.info["key"], key) for record in self.find(name))
 
@@ -246,9 +246,9 @@ class RunStore:
         return self._model
 
     def weights_sha256(self, needed: bool) -> str | None:
-        """The hash of the model's weights; where they are not at hand nor ``needed``, None.
+        """The hash of the model's weights; None if they are unavailable and not ``needed``.
 
-        Raises InputError where they are needed and not at hand.
+        Raises InputError if they are needed and unavailable.
         """
         try:
             return lm.weights_sha256(self.config.model)

@@ -122,7 +122,7 @@ def persona_files() -> list[Path]:
     folder = os.environ.get("DPO_DATA_DIR")
     files = sorted((Path(folder) / "persona").glob("*.jsonl")) if folder else []
     if not files:
-        pytest.skip("Anthropic's Persona set is not at hand (DPO_DATA_DIR)")
+        pytest.skip("Anthropic's Persona set is not available (DPO_DATA_DIR)")
     return files
 
 
